@@ -194,7 +194,7 @@ ROOMS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 BESIDE = {
     "placement": "which backends a call may be mapped to: asks their schedulers",
-    "accounting": "what follows a record: reads the journal, teaches mappers",
+    "accounting": "what follows a record: sums costs, reads the journal, teaches mappers",
     "operation": "changes, shows and ends a running core",
 }
 """Rooms that work on the spine instead of for it, and why: they import all of it, and no room above imports them."""
@@ -286,6 +286,14 @@ def test_the_page_on_architecture_shows_the_rooms_in_their_order() -> None:
 def test_the_core_says_which_rooms_it_has() -> None:
     read = ast.get_docstring(parsed(MODULES["orla_lg.core"])) or ""
     assert all(f"``{room.rpartition('.')[2]}``" in read for room in ALL_ROOMS)
+
+
+def test_the_core_says_which_files_its_spine_has() -> None:
+    read = ast.get_docstring(parsed(MODULES["orla_lg.core"])) or ""
+    core = {module.removeprefix(CORE) for module in MODULES if module.startswith(CORE)}
+    assert {*re.findall(r"``(\w+)``", read)} - {"__init__"} == (
+        {module for module in core if not room_of(module)} | {room.rpartition(".")[2] for room in ALL_ROOMS}
+    )
 
 
 def test_our_own_code_imports_no_re_export() -> None:

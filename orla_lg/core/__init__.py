@@ -1,7 +1,7 @@
 """The life of a call, and rooms behind it. Standard library only; nothing here knows LangChain or HTTP.
 
 The files of this package itself are the spine: what a call passes. Read them in this order: ``lifecycle`` (the
-eight steps), ``call`` and ``identity`` (what flows through them), ``mapping`` and ``view`` (where a call runs),
+eight steps), ``call`` and ``identity`` (what flows through them), ``mapping`` (where a call runs),
 ``scheduler``, ``queues`` and ``policies`` (when), ``inflight`` and ``services`` (the grant, until the response has
 ended, and what a call needs of its core), ``record`` (what is kept of it), ``workflow`` (runs, and what happens to
 them), ``steps`` and ``background`` (how it waits, and what works meanwhile), ``serving`` (one core: its parts made

@@ -20,10 +20,10 @@ CHARS_PER_TOKEN = 4
 """A usual figure, for estimates where the engine did not count."""
 
 ANSWER_TOKENS = 256.0
-"""Expected of a stage that has not answered yet."""
+"""How long an answer is expected of a stage that has not answered yet."""
 
 HASH_BYTES = 8
-"""Of the hash of a prompt's beginning."""
+"""Length of the hash of a prompt's beginning, in bytes."""
 
 KEEP_HASHES = 16_384
 
@@ -233,7 +233,7 @@ class CallerTimeout:
     """How long the caller's own client waits for an answer, and what it raises then."""
 
     seconds: float
-    """For each attempt."""
+    """How long the client waits for each attempt, in seconds."""
     error: Callable[[str], Exception]
     """Makes the client's own error; given is what the call waited for."""
 
@@ -252,9 +252,9 @@ class Call:
     arrived_s: float
     """Monotonic seconds."""
     standing: RunShare = field(default_factory=RunShare)
-    """Of its run."""
+    """Its run's place among others."""
     answer_tokens: float = ANSWER_TOKENS
-    """Expected of the stage."""
+    """How long an answer is expected of its stage."""
     mapped_max_tokens: int | None = None
     """Its mapping's bound on the answer; it counts where the caller gave none."""
     nth: int = 0

@@ -69,42 +69,10 @@ class InFlightCall:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_booked",
-        "_first_s",
-        "_holding",
-        "_keep_s",
-        "_lock",
-        "_open",
-        "_queued",
-        "_record",
-        "_wait_s",
-        "assignment",
-        "attempts",
-        "backend",
-        "began_s",
-        "call",
-        "cut",
-        "departed_s",
-        "entered_s",
-        "external",
-        "fit",
-        "holder",
-        "holds",
-        "layers",
-        "mappers",
-        "max_attempts",
-        "model",
-        "on_end",
-        "place",
-        "reservation",
-        "scheduler",
-        "seat",
-        "services",
-        "swap_s",
-        "tried",
-        "usage",
-        "why_external",
+        "__weakref__", "_booked", "_first_s", "_holding", "_keep_s", "_lock", "_open", "_queued", "_record",
+        "_wait_s", "assignment", "attempts", "backend", "began_s", "call", "cut", "departed_s", "entered_s",
+        "external", "fit", "holder", "holds", "layers", "mappers", "max_attempts", "model", "on_end", "place",
+        "reservation", "scheduler", "seat", "services", "swap_s", "tried", "usage", "why_external",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +85,7 @@ class InFlightCall:
         self.on_end: Callable[[Record], None] | None = None
         """Called with the record when the call ends."""
         self.external, self.why_external = False, ""
-        """The call goes where its code says, past the core; and what of that is known."""
+        """Whether the call goes where its code says, past the core; and why, as far as that is known."""
         self.fit: Callable[[Assignment], Assignment | None] | None = None
         """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
         self.holder: object = None
@@ -145,7 +113,7 @@ class InFlightCall:
         self.began_s = call.arrived_s
         """When the attempt under way began: the call arrived, or the last attempt failed."""
         self.attempts = 0
-        """Of these, how many left a queue."""
+        """How many attempts left a queue."""
         self.usage: Usage | None = None
         self._lock = threading.Lock()
         self._open, self._booked = True, False

@@ -9,7 +9,9 @@ inside one sub-queue. Both return a key, and the smallest goes first. A new poli
 
 A request policy is asked when a call arrives, when its hints change, and, if it says ``follows_service = True``, when
 a call of the same workflow ends. A stage policy is asked afresh at every dispatch, or, if it says ``steady = True``,
-at the same moments as a request policy: where there are many stages that is most of what a dispatch costs.
+at the same moments as a request policy: where there are many stages that is most of what a dispatch costs. A policy
+with ``granted(head)`` gets each call that goes. Under every policy a call that waited too long for room in a prefix
+cache goes first (``cache.prefix.admission``).
 """
 
 from __future__ import annotations

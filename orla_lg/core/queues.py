@@ -65,7 +65,12 @@ Sortable = tuple[Any, ...]
 
 
 class StagePolicy(Protocol):
-    """Which stage's sub-queue is served next; asked afresh at every dispatch."""
+    """Which stage's sub-queue is served next: asked at every dispatch, or like a request policy if it is ``steady``.
+
+    It may have besides, as may a request policy, what a Protocol cannot leave open: ``steady: bool``, the keys of two
+    calls keep their order while both wait; ``follows_service: bool``, a key changes when a call of the same workflow
+    ends; ``granted(head) -> None``, called with each call that goes.
+    """
 
     def key(self, head: Queued, now: float) -> Sortable:
         """Return the sort key of a sub-queue by its head; *now* in monotonic seconds."""
@@ -126,7 +131,7 @@ class QueueStatistics:
     granted: int
     """Grants given since the start."""
     extra: int
-    """Of these, given out of turn to callers who already held one."""
+    """Of the grants, those given out of turn because the caller already held one."""
     refused: int
     paused: bool = False
     """Nothing is granted until somebody resumes it."""
@@ -146,7 +151,7 @@ class SubQueue:
 
     def __init__(self) -> None:
         self.calls: dict[int, Queued] = {}
-        """By ``order``."""
+        """The calls by ``Queued.order``."""
         self.turn: Sortable | None = None
         """Its place in the ``StageOrder``."""
         self._heap: list[Sortable] = []

@@ -177,7 +177,7 @@ class RecordBook:
         """Whether there is a listener, so that an event is worth making."""
         self.total = 0
         self.external = 0
-        """Of these, calls that the core did not place."""
+        """Of the calls, those that the core did not place."""
 
     def add(self, record: Record, call: Call | None = None) -> None:
         """Keep a record, and have it summed up, written down and learned from; the oldest goes when it is full."""

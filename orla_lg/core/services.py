@@ -36,7 +36,7 @@ class Services:
     memory: MemoryManager
     progress: GraphProgress
     schedulers: Schedulers
-    """In the order of the configuration."""
+    """The backends' schedulers, in the order of the configuration."""
     mappings: Mappings
     masking: Masking
     """Takes keys out of what is recorded."""

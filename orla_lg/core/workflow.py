@@ -56,7 +56,7 @@ class RunState:
     standing: RunShare = field(default_factory=RunShare)
     trace: RunTrace = field(default_factory=RunTrace)
     forecast: Forecast | None = None
-    """Of its graph; ``None`` where that is not known."""
+    """What is expected of its graph; ``None`` where that is not known."""
     now_in: Counter[str] = field(default_factory=Counter)
     """Stages with a node under way, and how many of them."""
     layer: LimitScope | None = None

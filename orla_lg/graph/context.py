@@ -321,7 +321,7 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
     """Return a call's identity, and its run if one of our wrapped graphs is running it.
 
     The workflow is that of the tenant that the run's configuration names; what the call itself names comes later
-    (``Serving.call``).
+    (``lifecycle.arrive``).
     """
     if origin is None:
         return standalone(call_id, identified=core.serving.book.open_runs() == 0), None

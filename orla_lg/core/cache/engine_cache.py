@@ -85,7 +85,7 @@ class Loan:
 
     workflow: str
     name: str
-    """Of the file."""
+    """What the file holds."""
     prefix: tuple[int, ...]
     """Chained message hashes of the prompt that left it."""
     tokens: int

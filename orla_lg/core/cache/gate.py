@@ -5,7 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 PATIENCE_S = 30.0
-"""A wait beyond this, in seconds, is too long."""
+"""A wait beyond this, in seconds, is too long, under every policy: a call that waited so long is passed no more by
+others that fit the cache (``prefix.admission``), the place of a workflow whose tool runs so long may be taken
+(``prefix.references``), and a busy slot is waited for no longer (``slots.fanout``)."""
 
 
 GATE_TOKENS = 192.0

@@ -28,7 +28,7 @@ class Shared:
     """What the backends of one core share."""
 
     estimates: Estimates | None = None
-    """Of what calls need."""
+    """What calls and graphs usually need."""
     sink: RecordSink | None = None
     """Learns what came of orders to engines."""
     signal: Callable[[Iterable[CacheEvent]], None] | None = None

@@ -42,7 +42,7 @@ class Breaker:
         self.policy = policy or BreakerPolicy()
         self.opened_s: float | None = None
         self.failures = 0
-        """In a row."""
+        """Failures in a row."""
         self.trips = 0
         """How often it opened; a trial that fails is the same outage."""
         self.reason = ""

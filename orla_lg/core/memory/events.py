@@ -74,15 +74,15 @@ class CacheEvent:
     hint: CacheHint | None = None
     graph: str = ""
     stage: str = ""
-    """Of the call that is done, or that asked for tools which end; or of the tool that starts."""
+    """The stage of the call that is done, or that asked for tools which end; or of the tool that starts."""
     waits: bool = False
     """No call of the workflow is open now, but its run is."""
     returns: Returns | None = None
     """When a workflow that waits usually calls again."""
     prompt_tokens: int = 0
-    """Of the call that is done."""
+    """The length of the prompt of the call that is done."""
     fresh_tokens: int = 0
-    """Of these, what was not found in the cache."""
+    """So much of that prompt was not found in the cache."""
     tool: str = ""
     call: str = ""
     """The id of the call that asked for the tools that end."""
@@ -145,7 +145,7 @@ class Holding:
 
 
 class Verb(StrEnum):
-    """What may be asked for; the later, the stronger: of two for the same cache the stronger one counts."""
+    """What may be asked for. What each means (which is the stronger, what an engine is asked) is in ``verbs``."""
 
     WARM = "warm"
     """What is certain of the workflow's next prompt is prefilled, if that costs other calls nothing."""

@@ -1,7 +1,7 @@
-"""What graphs tell of their progress: runs, nodes and tools begin and end.
+"""What graphs report between their calls: runs, nodes and tools begin and end.
 
-Calls tell who they are when they come; everything between them is told here. The workflow book learns which runs are
-open, foresight what comes next and how long it takes, the memory manager what may be kept, freed or warmed for it.
+The workflow book learns which runs are open, the lookahead what comes next and how long it takes, the memory manager
+what may be kept, freed or warmed for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 
 class GraphProgress:
-    """Where a core hears of its graphs; any thread may tell.
+    """Where a core hears of its graphs; any thread may report.
 
     Args:
         book: The open runs.
@@ -166,7 +166,10 @@ class GraphProgress:
         )  # fmt: skip
 
     def stage_flushed(self, workflow: str, run: str | None, backends: Iterable[str]) -> None:
-        """Free what a workflow cached where a stage ran that is done, and says that no other one needs it."""
+        """Free what a workflow cached where a stage ran that is done, and says that no other one needs it.
+
+        The memory policy hears of it as of a call that is done, with the hint ``flush`` (``EventKind.CALL_DONE``).
+        """
         self._memory.signal([CacheEvent(EventKind.CALL_DONE, workflow, name, "flush") for name in backends])
 
     # Tools
@@ -178,12 +181,15 @@ class GraphProgress:
         )
 
     def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:
-        """Note that a tool of a run ended, well or not, after *seconds*."""
+        """Learn how long a tool of a run took, in *seconds*, ended well or not; the memory policy hears nothing."""
         self._foresight.used_tool(run, stage, seconds)
         self._memory.returns.used(run.workflow, name, seconds)
 
     def prompt_split(self, run: RunState, split: SplitPrompt) -> bool:
-        """Note what is certain of the prompt after a call of a run; returns whether that can be warmed."""
+        """Note what is certain of the prompt after a call of a run; returns whether that can be warmed.
+
+        The memory policy hears of it, as ``EventKind.TOOL_ENDED``, where results are there and other tools still run.
+        """
         if not (self.guard.may_extend(run, split.stage[1]) and self._memory.extend(split)):
             return False
         if split.results and split.running:

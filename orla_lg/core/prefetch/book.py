@@ -79,7 +79,7 @@ class PrefetchBargain:
     chance: float
     """That the call comes which begins like this."""
     missing_tokens: float
-    """Of it, not believed to be in the cache."""
+    """So much of the prompt is not believed to be in the cache."""
     tokens_per_s: float
     """That the engine prefills."""
     beside: int = 0

@@ -54,7 +54,7 @@ class Prompt:
     body: Mapping[str, Any] = field(repr=False)
     """``messages``, ``tools``, ``model`` and whatever else an engine may render."""
     chars: int = 0
-    """Of all its text, tool schemas and images included."""
+    """The length of all its text, tool schemas and images included."""
     tokens: int = 0
     """As the engine counted them, else by length."""
     base: Prompt | None = field(default=None, repr=False)

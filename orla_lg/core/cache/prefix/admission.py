@@ -1,4 +1,4 @@
-"""Step 3, admit: a call goes when its KV cache fits beside what others still count on.
+"""Step 4, queue: which waiting call a prefix cache lets in, by whether it fits beside what others still count on.
 
 After ThunderAgent (which pauses whole programs on a timer), with these differences: it decides at every event, tokens
 already promised count, prefixes that are shared count once, and every wait is bounded.
@@ -43,7 +43,8 @@ LENIENCE = 2.0
 """A prefill may take so many times as long as expected before others wait for it no longer."""
 
 PATIENCE_CALLS = 20.0
-"""A call that waited ``PATIENCE_S``, or as long as so many calls take, has waited too long."""
+"""A call that waited ``PATIENCE_S``, or as long as so many calls take where that is longer, has waited too long: no
+call passes it, whatever the scheduling policy says. It is a rule of ageing beside that of ``policies.Priority``."""
 
 LOOK_AT = 32
 """When those that should go cannot, so many that might go in their place are looked at."""

@@ -37,7 +37,7 @@ LEAST = 0.6
 """Of the size in an engine's probe."""
 
 ROUNDING = 0.97
-"""Of what an engine tells: blocks that are not full hold less."""
+"""The limit is so much of the size that an engine tells: blocks that are not full hold less."""
 
 COARSE_TOKENS = 128
 """The largest block that is usual (vLLM's on CPUs); smaller ones are recognised by what answers found."""

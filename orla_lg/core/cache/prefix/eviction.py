@@ -58,9 +58,9 @@ class PrefixNode:
     """By prompt owner, the answer that a model gave after it, as long as no prompt of that owner repeated it.
     ``None``: there were several, or one was repeated; which other one a prompt repeats is not known."""
     before: PrefixNode | None = None
-    """In its list: given up sooner."""
+    """The node before it in its list, which is given up sooner."""
     behind: PrefixNode | None = None
-    """In its list: given up later."""
+    """The node after it in its list, which is given up later."""
     child: PrefixNode | None = None
     """The youngest of those alive that come right after it."""
     elder: PrefixNode | None = None
@@ -185,7 +185,7 @@ class EvictionOrder:
         self.missed: dict[object, PrefixNode] = {}
         self.idle_tokens = 0.0
         self.obsolete_tokens = 0.0
-        """Of the idle ones, what no workflow owns."""
+        """Tokens of idle nodes that no workflow owns."""
         self._lines = tuple(LruList() for _ in EvictionBand)
 
     def __iter__(self) -> Iterator[PrefixNode]:

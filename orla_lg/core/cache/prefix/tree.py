@@ -39,12 +39,12 @@ class CacheHandle:
     prompt_owner: str
     """The workflow that got the answers that the prompt may repeat."""
     path: list[PrefixNode]
-    """From the first message to the last."""
+    """The nodes of the prompt, from the first message to the last."""
     answer: PrefixNode
     fresh: list[PrefixNode]
-    """Of the path, those that were not there before."""
+    """The nodes of the path that were not there before."""
     expected_tokens: float
-    """Of the prompt, what should be found in the cache."""
+    """So much of the prompt should be found in the cache."""
     enough_tokens: float
     """A cache of this size would not have given up any of that."""
     believed: list[float]
