@@ -181,7 +181,7 @@ class SteeringMachine(RuleBasedStateMachine):
             assert shown[0] is queue.next(now)
 
     def teardown(self) -> None:
-        if not hasattr(self, "desk"):
+        if not hasattr(self, "scheduler"):
             return
         self.steering.resume("b")
         for queued in self.inside:

@@ -1,4 +1,4 @@
-"""Orders on their way to an engine and back, through the desk, with any engine and in any order of events."""
+"""Orders on their way to an engine and back, with any engine and in any order of events."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class OrdersMachine(RuleBasedStateMachine):
         assert counted.truth.verified_tokens <= counted.truth.claimed_tokens
 
     def teardown(self) -> None:
-        if not hasattr(self, "desk"):
+        if not hasattr(self, "scheduler"):
             return
         while self.inside:
             queued, _ = self.inside.pop()
