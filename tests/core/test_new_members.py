@@ -115,8 +115,10 @@ def test_amounts_are_kept_in_the_order_of_the_figures() -> None:
     numbers = tuple(range(1, len(FIGURES) + 1))
     assert figures_of(Amount(*numbers)) == numbers
     amount = Amount(*numbers)
-    assert amount.plus(amount).minus(amount) == amount
-    assert amount.minus(amount) == NOTHING
+    assert figures_of(amount.plus(amount)) == tuple(2 * each for each in numbers), "plus leaves a figure out"
+    assert amount.minus(amount) == NOTHING, "minus leaves a figure out"
+    fine = Amount(*(0 if each.whole else 10.0**-each.digits for each in FIGURES.values()))  # type: ignore[arg-type]
+    assert NOTHING.plus(fine) == fine
 
 
 def test_an_entry_for_what_there_is_not_is_named() -> None:

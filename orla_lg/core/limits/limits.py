@@ -30,11 +30,13 @@ class LimitFigure:
         return self.said.format(amount)
 
 
+USD_DIGITS, SECOND_DIGITS = 12, 6
+
 FIGURES: Mapping[str, LimitFigure] = {
     "calls": LimitFigure("{} calls", whole=True),
     "tokens": LimitFigure("{} tokens", whole=True),
-    "cost_usd": LimitFigure("${:.6g}", digits=12),
-    "wall_s": LimitFigure("{:.6g} s", digits=6),
+    "cost_usd": LimitFigure("${:.6g}", digits=USD_DIGITS),
+    "wall_s": LimitFigure("{:.6g} s", digits=SECOND_DIGITS),
 }
 """What can be limited, in the order in which amounts are kept and stored. ``Limit`` and ``Amount`` have a field for
 each, checked when they are imported; all other code goes over this table."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from operator import add, attrgetter, neg
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Protocol
 
 from orla_lg.core.boundary.complete import complete
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import Cost, price
-from orla_lg.core.limits.limits import FIGURES, Limit
+from orla_lg.core.limits.limits import FIGURES, SECOND_DIGITS, USD_DIGITS, Limit
 from orla_lg.errors import BudgetExceeded
 
 SLICES = 60
@@ -24,7 +24,8 @@ SLICES = 60
 class Amount:
     """What one call uses, or many together.
 
-    Sums are rounded far below any price, so that what is given back is exactly what was taken.
+    Sums are rounded far below any price, so that what is given back is exactly what was taken. They are written out,
+    as each call under a limit makes some; a test holds them to ``FIGURES``.
     """
 
     calls: int = 0
@@ -36,21 +37,22 @@ class Amount:
 
     def plus(self, other: Amount) -> Amount:
         """Return the sum."""
-        sums: Iterator[Any] = map(round, map(add, figures_of(self), figures_of(other)), _DIGITS)
-        return Amount(*sums)
+        return Amount(
+            self.calls + other.calls,
+            self.tokens + other.tokens,
+            round(self.cost_usd + other.cost_usd, USD_DIGITS),
+            round(self.wall_s + other.wall_s, SECOND_DIGITS),
+        )
 
     def minus(self, other: Amount) -> Amount:
         """Return the difference."""
-        taken: Iterator[Any] = map(neg, figures_of(other))
-        return self.plus(Amount(*taken))
+        return self.plus(Amount(-other.calls, -other.tokens, -other.cost_usd, -other.wall_s))
 
 
 complete(FIGURES, {each.name: each for each in fields(Amount)}, "Amount, by its fields,")
 
 figures_of: Callable[[Amount], tuple[float, ...]] = attrgetter(*FIGURES)
 """Return an amount's numbers, in the order of ``FIGURES`` and of its own fields."""
-
-_DIGITS = tuple(each.digits for each in FIGURES.values())
 
 NOTHING = Amount()
 
