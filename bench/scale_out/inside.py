@@ -41,7 +41,7 @@ from orla_lg.serve.store.store import MemoryStore
 from orla_lg.testing.virtual import StillAdapter
 
 MESSAGES, LANES, ANSWER = (10, 40, 160), 64, 16
-CALLS, BLOCKS = 1_500, 7
+CALLS, BLOCKS = 600, 7
 SHAPES = [(messages, full) for full in (False, True) for messages in MESSAGES]
 
 

@@ -237,7 +237,7 @@ class BackendScheduler:
                 self.warming.dismiss(action.workflow)
             cache = self.cache
             trail = cache.apply(action)
-            granted = self._pump()
+            granted = () if action.verb is Verb.PIN else self._pump()  # a pin gives no place up
             self.cache.tidy()
         if trail is not None:
             self.cache_orders.bring(cache, action, trail)

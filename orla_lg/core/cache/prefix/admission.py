@@ -81,8 +81,12 @@ class Admission:
         self._entries: dict[Queued, Entry] = {}
         self._prefilling: dict[Queued, Entry] = {}
         """Of these, those with a prefill under way that is long enough to wait for."""
-        self._awaited: set[PrefixNode] = set()
-        """What they prefill."""
+        self._awaited: dict[object, PrefixNode] = {}
+        """What they prefill, by its keys."""
+        self._short: set[Queued] = set()
+        """Calls that were seen not to fit beside what calls in flight use."""
+        self._short_at: tuple[int, float] = 0, inf
+        """When that was: the tree's changes by then, and the limit."""
 
     # The next call
 
@@ -168,8 +172,13 @@ class Admission:
         call = queued.call
         if self._is_gated(call):
             return Held.PREFIX
+        if self._short_at != (at := (self.cache.shelf.changes, self.capacity.limit)):
+            self._short, self._short_at = set(), at
+        if queued in self._short:
+            return Held.CACHE
         in_use, wanted = self._adds(call)
         if self.cache.in_use_tokens + in_use > self.capacity.limit:
+            self._short.add(queued)
             return Held.CACHE
         if late or self._is_resident(call) or self._has_room(call, wanted):
             return None
@@ -195,10 +204,10 @@ class Admission:
 
     def _is_gated(self, call: Call) -> bool:
         """Whether waiting for another call's prefill saves a prefill of its own."""
-        if not self._prefilling:
+        if not self._prefilling or self._awaited.keys().isdisjoint(call.ask.prefix):
             return False
         found = self.cache.find(call.ask, call.identity.prompt_owner)
-        if sum(piece.tokens for piece in found if piece in self._awaited) < GATE_TOKENS:
+        if sum(piece.tokens for piece in found if self._awaited.get(piece.key) is piece) < GATE_TOKENS:
             return False
         self.again_at_s = min(self.again_at_s, *(entry.open_at_s for entry in self._prefilling.values()))
         return True
@@ -224,7 +233,7 @@ class Admission:
         self._entries[queued] = Entry(stay, open_at_s)
         if fresh_tokens >= GATE_TOKENS:
             self._prefilling[queued] = self._entries[queued]
-            self._awaited.update(stay.fresh)
+            self._awaited.update((piece.key, piece) for piece in stay.fresh)
         return gone_tokens
 
     def first_token(self, queued: Queued) -> bool:
@@ -241,8 +250,9 @@ class Admission:
     def _open(self, queued: Queued) -> bool:
         """End all waits for a call's prefill."""
         entry = self._prefilling.pop(queued, None)
-        if entry is not None:
-            self._awaited.difference_update(entry.stay.fresh)
+        for piece in () if entry is None else entry.stay.fresh:
+            if self._awaited.get(piece.key) is piece:
+                del self._awaited[piece.key]
         return entry is not None
 
     def leave(self, queued: Queued, now: float, usage: Usage | None, *, reached: bool, followed: bool) -> None:
@@ -307,7 +317,13 @@ class Admission:
         self.claims.check_integrity()
         assert sum(claim.in_flight for claim in self.claims.by_workflow.values()) == len(self._entries)
         assert set(self._prefilling) <= set(self._entries)
-        assert self._awaited == {piece for entry in self._prefilling.values() for piece in entry.stay.fresh}
+        awaited = {piece for entry in self._prefilling.values() for piece in entry.stay.fresh}
+        kept = set(self._awaited.values())
+        assert kept <= awaited and not any(piece.alive for piece in awaited - kept)
+        assert all(piece.key == key for key, piece in self._awaited.items())
+        if self._short_at == (self.cache.shelf.changes, self.capacity.limit):
+            room = self.capacity.limit - self.cache.in_use_tokens
+            assert all(self._uses(each.call) > room for each in self._short)
         if not self._entries:
             assert abs(self.cache.in_use_tokens - warmed_tokens) < 1e-3, self.cache.in_use_tokens
 

@@ -103,14 +103,9 @@ class PrefixTreeCache:
         """Let a call in; returns the tokens that the engine gives up for it."""
         workflow, call = queued.call.identity.workflow, queued.call
         found = self.tree.find(call.ask, call.identity.prompt_owner)
-        there = shared = 0.0
-        if found:
-            filled = []
-            for piece in found:
-                if piece.filled:
-                    filled.append(piece)
-                    there += piece.tokens
-            shared = self.claims.shared_tokens(filled, workflow)
+        filled = [piece for piece in found if piece.filled]
+        there = sum([piece.tokens for piece in filled])
+        shared = self.claims.shared_tokens(filled, workflow) if filled else 0.0
         queued.claimed = self.orders.claim(workflow, round(there), round(shared), now)
         return self.gate.enter(queued, now, speed.prefill_tokens_per_s, found)
 

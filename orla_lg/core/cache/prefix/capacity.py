@@ -113,9 +113,11 @@ class HitCheck:
         """
         self._divisor = gcd(self._divisor, cached_tokens)
         most = cached_tokens + self.slack_tokens
+        if prompt_tokens - 1 < most:
+            return None
         end = 0.0
         for index, tokens in enumerate(believed):
             end += tokens
-            if min(end, prompt_tokens - 1) >= most:
+            if end >= most:
                 return index
         return None

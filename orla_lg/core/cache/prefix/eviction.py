@@ -9,7 +9,7 @@ the pieces that come after the same beginning. Neither costs an object of its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from itertools import chain
@@ -183,6 +183,8 @@ class EvictionOrder:
         self.order = order
         self.pieces: dict[object, PrefixNode] = {}
         self.missed: dict[object, PrefixNode] = {}
+        self.changes = 0
+        """Grows with each change of what is there, in use or missed, and of how long it is."""
         self.idle_tokens = 0.0
         self.obsolete_tokens = 0.0
         """Tokens of idle nodes that no workflow owns."""
@@ -208,26 +210,31 @@ class EvictionOrder:
         self.pieces[piece.key] = piece
         piece.join()
 
-    def put(self, piece: PrefixNode) -> None:
-        """Let a piece be given up from now on, after all others of its band."""
-        if piece.pins:
-            piece.band = EvictionBand.PINNED
-        else:
-            dead_first = self.order is Eviction.BANDED and not piece.owners
-            piece.band = EvictionBand.FIRST if dead_first else EvictionBand.USUAL
-        piece.idle = True
-        self._lines[piece.band].append(piece)
-        self.idle_tokens += piece.tokens
-        if not piece.owners:
-            self.obsolete_tokens += piece.tokens
+    def put(self, pieces: Iterable[PrefixNode]) -> None:
+        """Let pieces be given up from now on, in this order, after all others of their bands."""
+        unowned = EvictionBand.FIRST if self.order is Eviction.BANDED else EvictionBand.USUAL
+        idle_tokens = obsolete_tokens = 0.0
+        for piece in pieces:
+            piece.band = EvictionBand.PINNED if piece.pins else EvictionBand.USUAL if piece.owners else unowned
+            piece.idle = True
+            self._lines[piece.band].append(piece)
+            idle_tokens += piece.tokens
+            if not piece.owners:
+                obsolete_tokens += piece.tokens
+        self.idle_tokens += idle_tokens
+        self.obsolete_tokens += obsolete_tokens
 
-    def take(self, piece: PrefixNode) -> None:
-        """Let a piece not be given up: a call uses it."""
-        piece.idle = False
-        self._lines[piece.band].remove(piece)
-        self.idle_tokens -= piece.tokens
-        if not piece.owners:
-            self.obsolete_tokens -= piece.tokens
+    def take(self, pieces: Iterable[PrefixNode]) -> None:
+        """Let idle pieces not be given up: a call uses them."""
+        idle_tokens = obsolete_tokens = 0.0
+        for piece in pieces:
+            piece.idle = False
+            self._lines[piece.band].remove(piece)
+            idle_tokens += piece.tokens
+            if not piece.owners:
+                obsolete_tokens += piece.tokens
+        self.idle_tokens -= idle_tokens
+        self.obsolete_tokens -= obsolete_tokens
 
     def lose(self, piece: PrefixNode) -> None:
         """Believe a piece gone, and all that comes after it: nothing finds that any more.
@@ -235,6 +242,7 @@ class EvictionOrder:
         There may be thousands after it, so this is as plain as can be, and leaves the links that die with a parent.
         """
         piece.part()
+        self.changes += 1
         pieces, lines, lost = self.pieces, self._lines, [piece]
         idle_tokens = obsolete_tokens = 0.0
         for each in lost:  # which grows meanwhile
@@ -292,6 +300,7 @@ class EvictionOrder:
                     self._move(piece)
             elif not piece.alive and self.missed.get(piece.key) is piece:
                 del self.missed[piece.key]
+                self.changes += 1
 
     def _move(self, piece: PrefixNode) -> None:
         """Put an idle piece where those like it wait, on an engine whose order depends on owners."""
@@ -315,8 +324,8 @@ class EvictionOrder:
                 self._put_again(piece)
 
     def _put_again(self, piece: PrefixNode) -> None:
-        self.take(piece)
-        self.put(piece)
+        self.take([piece])
+        self.put([piece])
 
     def demote(self, piece: PrefixNode) -> None:
         """Believe that an idle piece and all that comes after it are given up first, the end before the beginning."""

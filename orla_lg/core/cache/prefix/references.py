@@ -282,17 +282,15 @@ class References:
     # Looking
 
     def shared_tokens(self, pieces: Iterable[PrefixNode], workflow: str) -> float:
-        """Return the tokens of those pieces that lie on the path of another workflow too."""
-        mine, claim = dict[PrefixNode | None, int](), self.by_workflow.get(workflow)
-        for leaf in () if claim is None else claim.leaves.values():
-            mine_too: PrefixNode | None = leaf
-            while mine_too is not None:
-                mine[mine_too] = mine.get(mine_too, 0) + 1
-                mine_too = mine_too.parent
-        shared = 0.0
+        """Return the tokens of those pieces, from the first on, that lie on the path of another workflow too."""
+        mine, claim = dict[PrefixNode, int](), self.by_workflow.get(workflow)
+        leaves, shared = [] if claim is None else list(claim.leaves.values()), 0.0
         for piece in pieces:
-            if piece.owners > mine.get(piece, 0):
-                shared += piece.tokens
+            if piece.owners <= len(leaves):  # they may all be its own
+                mine = mine or Counter(each for leaf in leaves for each in leaf.path())
+                if piece.owners <= mine.get(piece, 0):
+                    break  # and no other one's goes on from there
+            shared += piece.tokens
         return shared
 
     def tokens_of(self, workflow: str) -> int:

@@ -94,16 +94,20 @@ class PrefixTree:
         An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *prompt_owner*
         repeats: other workflows with the same prompt may have got another answer.
         """
-        found: list[PrefixNode] = []
-        pieces = self.shelf.pieces
-        for index, (key, _) in enumerate(ask.pieces):
-            piece = pieces.get(key)
-            if piece is None:
-                said = found[-1].answer_to(prompt_owner) if found and ask.is_answer(index) else None
-                if said is None or not said.alive:
-                    break
-                piece = said
-            found.append(piece)
+        pieces, wanted, found = self.shelf.pieces, ask.pieces, list[PrefixNode]()
+        known = len(wanted)
+        while known:  # the last one that is known: all before it are there too
+            piece = pieces.get(wanted[known - 1][0])
+            if piece is not None:
+                found = list(piece.path())
+                found.reverse()
+                break
+            known -= 1
+        for index in range(known, len(wanted)):
+            said = found[-1].answer_to(prompt_owner) if found and ask.is_answer(index) else None
+            if said is None or not said.alive:
+                break
+            found.append(said)
         return found
 
     def adds(self, ask: Ask, answer_tokens: float, prompt_owner: str = "") -> tuple[float, float]:
@@ -114,13 +118,13 @@ class PrefixTree:
             if not piece.users:
                 use += piece.tokens
                 want += 0.0 if piece.claims else piece.tokens
-        parent: PrefixNode | None = found[-1] if found else None
-        for index in range(len(found), len(ask.pieces)):
-            lost = parent = self._lost_before(ask, index, parent, prompt_owner)
-            tokens = ask.pieces[index][1] * self.tokens_per_char if lost is None else lost.tokens
-            use += tokens
-            want += 0.0 if lost is not None and lost.claims else tokens
-        return use, want
+        index, parent = len(found), found[-1] if found else None
+        while index < len(ask.pieces) and (parent := self._lost_before(ask, index, parent, prompt_owner)) is not None:
+            use += parent.tokens
+            want += 0.0 if parent.claims else parent.tokens
+            index += 1
+        new = self._estimate(ask, index)
+        return use + new, want + new
 
     def tokens_of(self, ask: Ask, prompt_owner: str = "") -> float:
         """Return how long a prompt is: what is known of it as counted, the rest by its length."""
@@ -151,16 +155,17 @@ class PrefixTree:
         self, ask: Ask, answer_tokens: float, prompt_owner: str = "", found: list[PrefixNode] | None = None
     ) -> CacheHandle:
         """Take a call's prompt and expected answer into use; *found* is what ``find`` returns, if that was asked."""
+        self.shelf.changes += 1
         path = self.find(ask, prompt_owner) if found is None else found
-        known, used, proven = len(path), 0, 0
-        believed: list[float] = []
-        for piece, (key, _) in zip(path, ask.pieces, strict=False):
-            if piece.filled:
-                believed.append(piece.tokens)
-            used += piece.users > 0
-            proven += piece.counted
-            if piece.key != key:
-                self._name(piece, key, prompt_owner)
+        known, used = len(path), 0
+        believed = [piece.tokens for piece in path if piece.filled]
+        proven = sum([piece.counted for piece in path])
+        while used < known and path[used].users:  # with a piece all before it are in use
+            used += 1
+        for index in range(known - 1, -1, -1):
+            if path[index].key == ask.pieces[index][0]:
+                break  # and so have all before it the names that the prompt has for them
+            self._name(path[index], ask.pieces[index][0], prompt_owner)
         since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
         fresh: list[PrefixNode] = []
         parent, fresh_tokens = path[-1] if path else None, 0.0
@@ -212,18 +217,25 @@ class PrefixTree:
                 parent.said[prompt_owner] = None
 
     def _use(self, pieces: Iterable[PrefixNode]) -> None:
+        used = wanted = 0.0
+        idle = list[PrefixNode]()
         for piece in pieces:
             if piece.users == 0:
                 if piece.idle:
-                    self.shelf.take(piece)
-                self.in_use_tokens += piece.tokens
+                    idle.append(piece)
+                used += piece.tokens
                 if not piece.claims:
-                    self.wanted_tokens += piece.tokens
+                    wanted += piece.tokens
             piece.users += 1
+        self.in_use_tokens += used
+        self.wanted_tokens += wanted
+        self.shelf.take(idle)
 
     def filled(self, stay: CacheHandle) -> None:
         """Note that a call's prompt is prefilled."""
-        for piece in stay.path:
+        for piece in reversed(stay.path):
+            if piece.filled:
+                break  # and so are all before it
             piece.filled = True
 
     def end(
@@ -238,9 +250,10 @@ class PrefixTree:
         Where the engine found less than was believed, that had been evicted, and others with it; the call's own
         prompt is there again, since the call computed it.
         """
+        self.shelf.changes += 1
         if prompt_tokens is not None:
             self._count(stay, prompt_tokens)
-        if cached_tokens is not None and _are_alive(stay.path):
+        if cached_tokens is not None and (not stay.path or stay.path[-1].alive):  # with the last one all are
             lost = self.witness.first_lost(
                 stay.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
             )
@@ -257,6 +270,7 @@ class PrefixTree:
 
     def undo(self, stay: CacheHandle) -> None:
         """Give back what a call used that never reached the engine: what it would have added is not there."""
+        self.shelf.changes += 1
         self._unuse(stay.answer)
         for piece in stay.answer.path():
             if piece is stay.answer or (not piece.users and not piece.filled):
@@ -267,18 +281,24 @@ class PrefixTree:
 
         The end first: an engine gives up the end of a prompt before its beginning.
         """
+        unused = unwanted = 0.0
+        idle, flow_tokens = list[PrefixNode](), self.flow_tokens
         piece: PrefixNode | None = leaf
         while piece is not None:
             piece.users -= 1
             if piece.users == 0:
-                self.in_use_tokens -= piece.tokens
+                unused += piece.tokens
                 if not piece.claims:
-                    self.wanted_tokens -= piece.tokens
-                piece.idle_from = self.flow_tokens
-                self.flow_tokens += piece.tokens
+                    unwanted += piece.tokens
+                piece.idle_from = flow_tokens
+                flow_tokens += piece.tokens
                 if piece.alive:
-                    self.shelf.put(piece)
+                    idle.append(piece)
             piece = piece.parent
+        self.in_use_tokens -= unused
+        self.wanted_tokens -= unwanted
+        self.flow_tokens = flow_tokens
+        self.shelf.put(idle)
 
     def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
@@ -367,10 +387,7 @@ class PrefixTree:
         in_use = sum(piece.tokens for piece in self.pieces.values() if piece.users)
         assert self.in_use_tokens >= in_use - 1e-3 * (1 + in_use), (self.in_use_tokens, in_use)
         assert all(piece.claims <= piece.owners or not piece.owners for piece in self.pieces.values())
-
-
-def _are_alive(path: list[PrefixNode]) -> bool:
-    for piece in path:  # noqa: SIM110  # a generator costs as much as all that it looks at
-        if not piece.alive:
-            return False
-    return True
+        for piece in self.pieces.values():
+            if (parent := piece.parent) is not None:  # looks from the end of a path stop where these hold
+                assert parent.alive and parent.owners >= piece.owners
+                assert parent.users >= piece.users and parent.filled >= piece.filled
