@@ -45,10 +45,10 @@ from orla_lg.serve.http.metrics import MutationCount, ServerMetrics, metrics_rou
 from orla_lg.serve.http.traces import CallTraces
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
-from orla_lg.serve.observed.captures import CaptureBook
-from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
+from orla_lg.serve.past_calls.captures import CaptureBook
+from orla_lg.serve.past_calls.completions import CompletionBook
 from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.secret import OTHER_CORE, CoreSecret
 from orla_lg.serve.pools.succession import Succession
