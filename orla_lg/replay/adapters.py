@@ -9,7 +9,7 @@ from math import inf
 
 from orla_lg.core.engine.backend import Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import Copied, Scope, WorkflowCache
-from orla_lg.replay.seen import BackendSetting
+from orla_lg.replay.traffic import BackendSetting
 from orla_lg.virtual import StillAdapter
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.request import SimRequest

@@ -15,8 +15,8 @@ from math import exp, gcd, log
 from statistics import fmean, median
 
 from orla_lg.errors import ConfigError
-from orla_lg.replay.seen import SeenCall
 from orla_lg.replay.simulation import Played, with_scaled
+from orla_lg.replay.traffic import RecordedCall
 from orla_lg_sim.fit import Sample, fit
 from orla_lg_sim.parameters import EngineParameters
 
@@ -55,13 +55,13 @@ class Calibrated:
     """Whether they streamed, so that prefill and decode were told apart."""
 
 
-def block_tokens_in(calls: Sequence[SeenCall]) -> int:
+def block_tokens_in(calls: Sequence[RecordedCall]) -> int:
     """Return the size of a cache's blocks: what all counts of cached tokens are multiples of."""
     found = reduce(gcd, {call.cached_tokens for call in calls if call.cached_tokens}, 0)
     return found if LEAST_BLOCK_TOKENS <= found <= MOST_BLOCK_TOKENS else USUAL_BLOCK_TOKENS
 
 
-def pool(calls: Sequence[SeenCall], kv_tokens: int | None, base: EngineParameters) -> EngineParameters:
+def pool(calls: Sequence[RecordedCall], kv_tokens: int | None, base: EngineParameters) -> EngineParameters:
     """Return an engine with a pool of so many tokens; ``None``: with one in which all the calls' tokens have room.
 
     No pool is larger than what all calls together could fill: what stands in a file must not size memory.
@@ -75,7 +75,7 @@ def pool(calls: Sequence[SeenCall], kv_tokens: int | None, base: EngineParameter
     )
 
 
-def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
+def fitted(name: str, calls: Sequence[RecordedCall]) -> Calibrated:
     """Return the numbers that explain best how long these calls of a backend took.
 
     Where too few streamed, all are taken: how long each took as a whole, by lengths of prompts and answers.
@@ -112,7 +112,7 @@ def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
     return Calibrated(usual, len(taken), did_stream)
 
 
-def _first_s(call: SeenCall) -> float:
+def _first_s(call: RecordedCall) -> float:
     """Return when a call's first token came, or about when it may have come."""
     if call.first_s is not None:
         return call.first_s
@@ -120,11 +120,11 @@ def _first_s(call: SeenCall) -> float:
     return call.dispatched_s + (call.ended_s - call.dispatched_s) * fresh / (fresh + decoded)
 
 
-def _fresh(call: SeenCall) -> int:
+def _fresh(call: RecordedCall) -> int:
     return (call.prompt_tokens or 0) - (call.cached_tokens or 0)
 
 
-def _pace_s(calls: Sequence[SeenCall]) -> float:
+def _pace_s(calls: Sequence[RecordedCall]) -> float:
     paces = [
         (call.ended_s - _first_s(call)) / (call.completion_tokens - 1)
         for call in calls
@@ -136,7 +136,7 @@ def _pace_s(calls: Sequence[SeenCall]) -> float:
 class _Overlaps:
     """What an engine did for all calls between two moments, on the mean."""
 
-    def __init__(self, calls: Sequence[SeenCall]) -> None:
+    def __init__(self, calls: Sequence[RecordedCall]) -> None:
         self._calls = sorted(calls, key=lambda call: call.dispatched_s)
         self._begins = [call.dispatched_s for call in self._calls]
         self._longest_s = max(call.ended_s - call.dispatched_s for call in calls)
@@ -159,7 +159,7 @@ class _Overlaps:
         return prefilled, decoding, context
 
 
-def _samples(calls: Sequence[SeenCall]) -> list[Sample]:
+def _samples(calls: Sequence[RecordedCall]) -> list[Sample]:
     overlaps = _Overlaps(calls)
     every = max(1, len(calls) // MOST_CALLS)
     made = []
@@ -182,7 +182,7 @@ def _samples(calls: Sequence[SeenCall]) -> list[Sample]:
     return made
 
 
-def _whole_sample(call: SeenCall, overlaps: _Overlaps) -> Sample:
+def _whole_sample(call: RecordedCall, overlaps: _Overlaps) -> Sample:
     """Return how long a call took that did not stream, and what the engine did meanwhile."""
     prefilled, decoding, context = overlaps.between(call.dispatched_s, call.ended_s)
     steps = float(call.completion_tokens or 1)
@@ -238,8 +238,8 @@ class _Scaling:
 
 def _by_backend(
     played: Sequence[Played], calibrated: Mapping[str, Calibrated]
-) -> dict[str, list[tuple[SeenCall, Played]]]:
-    found: dict[str, list[tuple[SeenCall, Played]]] = {name: [] for name in calibrated}
+) -> dict[str, list[tuple[RecordedCall, Played]]]:
+    found: dict[str, list[tuple[RecordedCall, Played]]] = {name: [] for name in calibrated}
     for each in played:
         seen, backend = each.call.seen, each.call.seen.backend or ""
         is_told_apart = seen.first_s is not None
@@ -264,7 +264,7 @@ _PARTS: Mapping[str, Callable[[float, float, float], float]] = {"prefill": _ttft
 """What is scaled, and which part of a call's time on the engine it is scaled by."""
 
 
-def _ratio(played: Sequence[tuple[SeenCall, Played]], part: Callable[[float, float, float], float]) -> float:
+def _ratio(played: Sequence[tuple[RecordedCall, Played]], part: Callable[[float, float, float], float]) -> float:
     """Return by how much a part of these calls took longer on the engine than simulated, the queue left out."""
     if not played:
         return 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from orla_lg.core.call import Ask, scoped
-from orla_lg.replay.seen import Piece
+from orla_lg.replay.traffic import Piece
 
 
 @dataclass(frozen=True)

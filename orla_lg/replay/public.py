@@ -16,7 +16,7 @@ from typing import Any
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.call import CHARS_PER_TOKEN
 from orla_lg.errors import ConfigError
-from orla_lg.replay.seen import MOST_PIECES, MOST_SECONDS, MOST_TOKENS, Piece, SeenCall, SeenTraffic
+from orla_lg.replay.traffic import MOST_PIECES, MOST_SECONDS, MOST_TOKENS, Piece, RecordedCall, RecordedTraffic
 
 MOONCAKE_TOKENS = 512
 """What one of ``hash_ids`` stands for."""
@@ -27,7 +27,7 @@ BACKEND = "engine"
 """Where all calls of a trace go."""
 
 
-def read(path: Path, form: str, limit: int | None = None) -> SeenTraffic:
+def read(path: Path, form: str, limit: int | None = None) -> RecordedTraffic:
     """Read a public trace, plain or as ``.gz``.
 
     Args:
@@ -38,7 +38,7 @@ def read(path: Path, form: str, limit: int | None = None) -> SeenTraffic:
     Raises:
         ConfigError: It cannot be read, or holds no arrival.
     """
-    seen = SeenTraffic(str(path), happened=False)
+    seen = RecordedTraffic(str(path), happened=False)
     try:
         with _opened(path) as text:
             rows = _mooncake(text, seen) if form == "mooncake" else _azure(text, seen)
@@ -74,14 +74,14 @@ def _opened(path: Path) -> Iterator[io.TextIOBase]:
             yield text
 
 
-def _call(number: int, at_s: float, prompt: int, answer: int, last: Piece | None) -> SeenCall:
-    return SeenCall(
+def _call(number: int, at_s: float, prompt: int, answer: int, last: Piece | None) -> RecordedCall:
+    return RecordedCall(
         id=f"arrival-{number}", workflow=f"arrival-{number}", run=None, stage="", backend=BACKEND, arrived_s=at_s,
         duration_s=0.0, prompt_tokens=prompt, completion_tokens=answer, prompt=last,
     )  # fmt: skip
 
 
-def _mooncake(text: io.TextIOBase, seen: SeenTraffic) -> Iterator[_Row]:
+def _mooncake(text: io.TextIOBase, seen: RecordedTraffic) -> Iterator[_Row]:
     pieces: dict[int, Piece] = {}
     number = 0
     while line := text.readline(MOST_LINE_CHARS):
@@ -110,7 +110,7 @@ def _blocks(ids: Any, pieces: dict[int, Piece]) -> Piece | None:
     return last
 
 
-def _azure(text: io.TextIOBase, seen: SeenTraffic) -> Iterator[_Row]:
+def _azure(text: io.TextIOBase, seen: RecordedTraffic) -> Iterator[_Row]:
     for number, row in enumerate(csv.DictReader(text), 2):
         try:
             prompt = _tokens(row, "ContextTokens" if "ContextTokens" in row else "input_tokens")

@@ -16,7 +16,7 @@ from orla_lg.core.boundary.plain import shown
 from orla_lg.core.call import HASH_BYTES
 from orla_lg.core.identity import workflow_key
 from orla_lg.errors import ConfigError
-from orla_lg.replay.seen import (
+from orla_lg.replay.traffic import (
     MOST_BACKENDS,
     MOST_CHARS,
     MOST_PIECES,
@@ -24,9 +24,9 @@ from orla_lg.replay.seen import (
     MOST_TOKENS,
     BackendSetting,
     Piece,
+    RecordedCall,
     RecordedSetting,
-    SeenCall,
-    SeenTraffic,
+    RecordedTraffic,
 )
 
 MOST_LINE_BYTES = 16_000_000
@@ -40,7 +40,7 @@ class Broken(ValueError):
     """A line says what cannot be; the message says what, and what would be right."""
 
 
-def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> SeenTraffic:
+def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> RecordedTraffic:
     """Read a records file, plain or as ``.gz``.
 
     Args:
@@ -51,7 +51,7 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     Raises:
         ConfigError: It cannot be read, or there is no call's record in it.
     """
-    seen = SeenTraffic(str(path))
+    seen = RecordedTraffic(str(path))
     lines = _Lines(seen)
     for number, line in _lines(path, seen):
         if not number % 1000:
@@ -78,7 +78,7 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     return seen
 
 
-def _lines(path: Path, seen: SeenTraffic) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, seen: RecordedTraffic) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers; one that is too long is a fault, whose bytes are let go."""
     number, too_long = 0, False
     try:
@@ -105,9 +105,9 @@ def _lines(path: Path, seen: SeenTraffic) -> Iterator[tuple[int, bytes]]:
 class _Lines:
     """Makes calls of lines; their clocks are brought together at the end."""
 
-    def __init__(self, seen: SeenTraffic) -> None:
+    def __init__(self, seen: RecordedTraffic) -> None:
         self.seen = seen
-        self.calls: list[tuple[str, float, SeenCall]] = []
+        self.calls: list[tuple[str, float, RecordedCall]] = []
         """Each with its process, empty for an older record, and when its line was written, on the wall clock."""
         self._pieces: dict[tuple[str, str], Piece] = {}
         self._settings: dict[str, RecordedSetting] = {}
@@ -122,7 +122,7 @@ class _Lines:
         duration_s = _seconds(row, "duration_s", 0.0)
         given = {} if shape is None else _object(shape, "shape")
         arrived_s = _time(given, "arrived_s", at_s - duration_s)
-        call = SeenCall(
+        call = RecordedCall(
             id=_name(row, "id"),
             workflow=workflow_key(_name(row, "workflow") or f"call-{_name(row, 'id')}", _name(row, "tenant") or None),
             run=_name(row, "run") or None,

@@ -17,7 +17,7 @@ from orla_lg.core.workflow import Outcome
 from orla_lg.errors import OrlaError
 from orla_lg.replay.adapters import SimulatedAdapter, adapter_of
 from orla_lg.replay.prompts import PieceAsk, block_hashes, chain_to
-from orla_lg.replay.seen import BackendSetting, Piece
+from orla_lg.replay.traffic import BackendSetting, Piece
 from orla_lg.replay.workload import PlannedCall, Workload
 from orla_lg.virtual import VirtualServing
 from orla_lg_sim.engine import SimEngine

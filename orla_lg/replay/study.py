@@ -18,8 +18,8 @@ from orla_lg.replay import public
 from orla_lg.replay.calibration import Calibrated, fitted, pool, refined
 from orla_lg.replay.figures import TOLERANCE, as_seen, figures_of, matches
 from orla_lg.replay.report import ReplayReport
-from orla_lg.replay.seen import BackendSetting, RecordedSetting
 from orla_lg.replay.simulation import Arrangement, Played, SimulatedBackend, Simulation, with_scaled
+from orla_lg.replay.traffic import BackendSetting, RecordedSetting
 from orla_lg.replay.verdict import verdict_of
 from orla_lg.replay.workload import Workload
 from orla_lg_sim.parameters import EngineParameters, load

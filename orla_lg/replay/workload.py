@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from orla_lg.replay.prompts import measure
-from orla_lg.replay.seen import Piece, SeenCall, SeenTraffic
+from orla_lg.replay.traffic import Piece, RecordedCall, RecordedTraffic
 
 
 @dataclass(eq=False, slots=True)
@@ -16,7 +16,7 @@ class PlannedCall:
     """A call with what it waits for."""
 
     number: int
-    seen: SeenCall
+    seen: RecordedCall
     after: tuple[PlannedCall, ...] = ()
     """Calls of its workflow that must have ended; none: it comes when it came."""
     wait_s: float = 0.0
@@ -35,7 +35,7 @@ class PlannedCall:
 class Workload:
     """All calls of a file, in order of their arrival."""
 
-    seen: SeenTraffic
+    seen: RecordedTraffic
     calls: list[PlannedCall]
     by_run: dict[str, list[PlannedCall]]
 
@@ -52,7 +52,7 @@ class Workload:
         return bool(counted) and (known >= 0.9 * len(counted) or not self.seen.happened)
 
 
-def workload_of(seen: SeenTraffic) -> Workload:
+def workload_of(seen: RecordedTraffic) -> Workload:
     """Return the workload in a file."""
     begin_s = min((call.arrived_s for call in seen.calls), default=0.0)
     calls = [PlannedCall(number, call) for number, call in enumerate(seen.calls)]

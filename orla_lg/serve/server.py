@@ -45,10 +45,10 @@ from orla_lg.serve.http.metrics import MutationCount, ServerMetrics, metrics_rou
 from orla_lg.serve.http.traces import CallTraces
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
-from orla_lg.serve.observed.captures import CaptureBook
-from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
+from orla_lg.serve.past_calls.captures import CaptureBook
+from orla_lg.serve.past_calls.completions import CompletionBook
 from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.secret import OTHER_CORE, CoreSecret
 from orla_lg.serve.pools.succession import Succession
@@ -87,6 +87,11 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
+        self._port = 0
+        """That was found free."""
+        self._tasks: asyncio.TaskGroup
+
+        # Which core decides, here and in other pools.
         self._core_secret = CoreSecret(store)
         self.others = (
             None
@@ -95,13 +100,18 @@ class OrlaServer:
         )
         """What is seen of the other pools; ``None``: there are none."""
         self.lease = CoreLease(own, table.core_lease_s, goes_on=table.on_store_lost == "go_on")
+
+        # Who may call, and the configuration that is loaded again.
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
         self._sign_ins = SignIns()
         allowed = Allowed.of(table)
         self.reloader = Reloader(orla, settings.core, refuse_our_own, allowed)
+        self._reloading = asyncio.Lock()
         self._key_envs = dict[str, str]()
         self._note_key_envs()
+
+        # Calls of linked processes, and of clients of the gateway.
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
             layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
@@ -117,6 +127,8 @@ class OrlaServer:
             CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
         )
         self.gateway.effects = StageEffects(self.reloader)
+
+        # What is posted by API, and asked of other servers for it.
         self.outside = OutsideClient()
         tags_of = self.completions.tags_of
         self.reloader.ties = HookTies(tags_of, lambda outcome: self.metrics.counts.hook("mapper", outcome))
@@ -125,14 +137,14 @@ class OrlaServer:
         self.prices = PriceReader(serving, self.outside, allowed)
         self.rates = BackendRates(serving)
         self.host.paced = self.rates.may_grant
-        self._reloading = asyncio.Lock()
         self.posted = PostedThings(
             store, self.reloader, allowed, self._reloading, self._backends_changed, own if table.pool else None
         )
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip
-        self._tasks: asyncio.TaskGroup
+
+        # What is seen of it, its end, and what follows on it.
         self.metrics = ServerMetrics(self)
         self.page = LivePage(
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
@@ -144,17 +156,20 @@ class OrlaServer:
         )
         if self.others is not None:
             self.succession.followers.append(self.others.follow)
+
+        # What a request passes, from the inside to the outside.
+        self._traces = CallTraces.opened(orla)
+        self.layer = AccessLayer(self._answers(), self.access, guard(settings), denial, self._sign_ins)
+        self.app = ReadinessGate(self.layer, self, denial)
+
+    def _answers(self) -> Any:
+        """Return what answers a request that may be made."""
         routes = [
             *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *self.page.routes(),
             *api_routes(self), *routes_of(self.gateway),
         ]  # fmt: skip
         routed = MutationCount(Starlette(routes=routes, exception_handlers=ON_ERROR), self.metrics.counts)
-        self._traces = CallTraces.opened(orla)
-        app = self._traces.around(Shortcut(routed, self.gateway))
-        self.layer = AccessLayer(app, self.access, guard(settings), denial, self._sign_ins)
-        self.app = ReadinessGate(self.layer, self, denial)
-        self._port = 0
-        """That was found free."""
+        return self._traces.around(Shortcut(routed, self.gateway))
 
     @property
     def state(self) -> CoreState:

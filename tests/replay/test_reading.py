@@ -13,7 +13,7 @@ import pytest
 from orla_lg.errors import ConfigError
 from orla_lg.replay import reading
 from orla_lg.replay.reading import read
-from orla_lg.replay.seen import SeenTraffic
+from orla_lg.replay.traffic import RecordedTraffic
 
 AT = "2026-01-01T00:00:{:06.3f}+00:00"
 
@@ -39,7 +39,7 @@ def file(folder: Path, *lines: dict[str, Any] | str | bytes) -> Path:
     return path
 
 
-def prompts(seen: SeenTraffic) -> list[list[int]]:
+def prompts(seen: RecordedTraffic) -> list[list[int]]:
     """Return for each call its prompt's pieces as numbers that are equal for equal beginnings."""
     known: dict[int, int] = {}
     found = []

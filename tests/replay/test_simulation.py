@@ -14,8 +14,8 @@ from orla_lg.core.engine.capabilities import WholeCache, WorkflowCache
 from orla_lg.core.policies import NAMES
 from orla_lg.replay.adapters import SlotAdapter
 from orla_lg.replay.figures import figures_of
-from orla_lg.replay.seen import BackendSetting, Piece, SeenCall
 from orla_lg.replay.simulation import NO_ROOM, Arrangement, Played, SimulatedBackend, Simulation, with_scaled
+from orla_lg.replay.traffic import BackendSetting, Piece, RecordedCall
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import SimRequest
@@ -31,7 +31,7 @@ def arrangement(name: str = "b", **changes: Any) -> Arrangement:
     return Arrangement("x", {name: SimulatedBackend(setting, ENGINE, changes.pop("engines", 1))}, **changes)
 
 
-def seen(number: int, told: tuple[float, float, int, int, int, str], pieces: dict[str, Piece]) -> SeenCall:
+def seen(number: int, told: tuple[float, float, int, int, int, str], pieces: dict[str, Piece]) -> RecordedCall:
     at_s, took_s, prompt, answer, flow, kind = told
     piece = pieces.setdefault(f"{flow} {kind}", Piece.after(pieces["shared"], hash((flow, kind)) % 10**9, 100))
     fields: dict[str, Any] = {"prompt": piece, "prompt_tokens": prompt, "completion_tokens": answer}

@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.replay.prompts import block_hashes, chain_to, measure
-from orla_lg.replay.seen import Piece, SeenCall, SeenTraffic
+from orla_lg.replay.traffic import Piece, RecordedCall, RecordedTraffic
 from orla_lg.replay.workload import Workload, workload_of
 
 
-def call(name: str, at_s: float, took_s: float = 1.0, **fields: Any) -> SeenCall:
-    return SeenCall(
+def call(name: str, at_s: float, took_s: float = 1.0, **fields: Any) -> RecordedCall:
+    return RecordedCall(
         **{"id": name, "workflow": "w", "run": "r", "stage": "s", "backend": "b", "arrived_s": at_s,
            "duration_s": took_s, "prompt_tokens": 10, "completion_tokens": 5, **fields}
     )  # fmt: skip
 
 
-def workload(*calls: SeenCall) -> Workload:
-    return workload_of(SeenTraffic("file", sorted(calls, key=lambda each: each.arrived_s)))
+def workload(*calls: RecordedCall) -> Workload:
+    return workload_of(RecordedTraffic("file", sorted(calls, key=lambda each: each.arrived_s)))
 
 
 def after(made: Workload) -> dict[str, tuple[list[str], float]]:

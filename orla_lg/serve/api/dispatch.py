@@ -17,8 +17,8 @@ from orla_lg.serve.api.v2.settings import OperatorSettings
 from orla_lg.serve.api.v2.stages import Stages
 from orla_lg.serve.api.v2.tools import Tools
 from orla_lg.serve.gateway.calls import Gateway
-from orla_lg.serve.observed.captures import CaptureBook
-from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.past_calls.captures import CaptureBook
+from orla_lg.serve.past_calls.completions import CompletionBook
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.settings import ServeSettings

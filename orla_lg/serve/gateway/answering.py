@@ -12,7 +12,7 @@ from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, UpstreamError
 from orla_lg.serve.gateway.sender import EngineReply
 from orla_lg.serve.gateway.silence import SilenceWatch
-from orla_lg.serve.observed.captures import Capturing
+from orla_lg.serve.past_calls.captures import Capturing
 from orla_lg.wires.wire import Wire
 
 Scope = MutableMapping[str, Any]

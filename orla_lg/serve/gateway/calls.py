@@ -31,8 +31,8 @@ from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.silence import SilenceWatch
 from orla_lg.serve.gateway.upstream import BackendLinks
 from orla_lg.serve.http.guard import CALLER, is_loopback
-from orla_lg.serve.observed.captures import CaptureBook, Capturing
-from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.past_calls.captures import CaptureBook, Capturing
+from orla_lg.serve.past_calls.completions import CompletionBook
 from orla_lg.serve.posted.effects import StageEffects
 from orla_lg.serve.posted.stages import DEFAULT_STAGE
 from orla_lg.wires.wire import Wire

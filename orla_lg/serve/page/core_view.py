@@ -7,7 +7,7 @@ from typing import Any
 from orla_lg.control.state import BackendState, ProcessState
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.operation.statistics import Waiting
-from orla_lg.serve.page.seen import MOST_CHARS
+from orla_lg.serve.page.live_state import MOST_CHARS
 
 MOST_WAITS = 25
 """Of the calls that wait at a backend: those that go first."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.lookahead.structure import END, START, GraphStructure, around, end_of, is_terminal, start_of
-from orla_lg.serve.page.seen import MOST_CHARS
+from orla_lg.serve.page.live_state import MOST_CHARS
 
 MOST_NODES = 200
 """Of one graph, drawn."""

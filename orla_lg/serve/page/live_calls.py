@@ -17,7 +17,7 @@ from orla_lg.core.call import Call
 from orla_lg.core.identity import workflow_key
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.workflow import RunState
-from orla_lg.serve.page.seen import MOST_CHARS, RunSeen, SeenChanges, SpanSeen, StageSeen, WorkflowSeen, span_of
+from orla_lg.serve.page.live_state import MOST_CHARS, LiveChanges, LiveRun, LiveSpan, LiveStage, LiveWorkflow, span_of
 
 MOST_CALLS = 20_000
 """So many open calls are followed one by one."""
@@ -45,18 +45,18 @@ class LiveCalls:
     def __init__(self, run_of: Callable[[str], RunState | None]) -> None:
         self._run_of = run_of
         self._lock = threading.Lock()
-        self._stages: dict[tuple[str, str], StageSeen] = {}
-        self._workflows: OrderedDict[str, WorkflowSeen] = OrderedDict()
-        self._by_number: dict[int, WorkflowSeen] = {}
+        self._stages: dict[tuple[str, str], LiveStage] = {}
+        self._workflows: OrderedDict[str, LiveWorkflow] = OrderedDict()
+        self._by_number: dict[int, LiveWorkflow] = {}
         self._number = 0
-        self._runs: dict[str, RunSeen] = {}
-        self._calls: dict[str, SpanSeen] = {}
+        self._runs: dict[str, LiveRun] = {}
+        self._calls: dict[str, LiveSpan] = {}
         self._ends = BoundedDict[str, float](MOST_ENDS)
-        self._tools: deque[SpanSeen] = deque(maxlen=MOST_TOOLS)
+        self._tools: deque[LiveSpan] = deque(maxlen=MOST_TOOLS)
         self._tool_number = 0
-        self._new_stages: list[StageSeen] = []
-        self._changed_stages: dict[StageSeen, None] = {}
-        self._changed_workflows: dict[WorkflowSeen, None] = {}
+        self._new_stages: list[LiveStage] = []
+        self._changed_stages: dict[LiveStage, None] = {}
+        self._changed_workflows: dict[LiveWorkflow, None] = {}
         self._gone: list[int] = []
         self._changed_spans: dict[int, dict[str, dict[str, Any]]] = {}
         """By workflow that is watched."""
@@ -91,7 +91,7 @@ class LiveCalls:
         if run is not None and state is not None:
             self._stands(run, state)
 
-    def _stands(self, run: RunSeen, state: RunState) -> None:
+    def _stands(self, run: LiveRun, state: RunState) -> None:
         """Count the nodes that a run is in, as it knows them: on another connection they are all told again."""
         for stage in {*run.inside, *state.now_in}:
             now = max(0, state.now_in.get(stage, 0))
@@ -104,7 +104,7 @@ class LiveCalls:
             return
         self._tool_number += 1
         stage = self._stage(run.graph, event.stage)
-        tool = SpanSeen(f"tool-{self._tool_number}", stage, run.workflow, event.at_s, sent_s=event.at_s)
+        tool = LiveSpan(f"tool-{self._tool_number}", stage, run.workflow, event.at_s, sent_s=event.at_s)
         tool.tool = shown(event.detail or "tool", MOST_CHARS)
         run.tools.append(tool)
         self._tools.append(tool)
@@ -121,7 +121,7 @@ class LiveCalls:
             run.tools.remove(found)
             self._end_tool(found, event.at_s)
 
-    def _end_tool(self, tool: SpanSeen, at_s: float) -> None:
+    def _end_tool(self, tool: LiveSpan, at_s: float) -> None:
         tool.ended_s = at_s
         self._put(tool, "")
 
@@ -182,7 +182,7 @@ class LiveCalls:
                 who = call.identity
                 graph = self._runs[who.run].graph if who.run in self._runs else call.standing.graph
                 workflow = self._workflow(who.workflow, graph, call.arrived_s)
-                span = SpanSeen(call.id, self._stage(graph, who.stage), workflow, call.arrived_s, backend)
+                span = LiveSpan(call.id, self._stage(graph, who.stage), workflow, call.arrived_s, backend)
                 self._calls[call.id] = span
                 self._put(span, "waiting")
 
@@ -201,11 +201,11 @@ class LiveCalls:
 
     # What is asked
 
-    def take(self, *, workflows: bool = True) -> SeenChanges:
+    def take(self, *, workflows: bool = True) -> LiveChanges:
         """Return what changed since the last look; without *workflows* their changes are kept for a later one."""
         with self._lock:
             rows, gone = (list(self._changed_workflows), self._gone) if workflows else ([], [])
-            found = SeenChanges(
+            found = LiveChanges(
                 self._new_stages, list(self._changed_stages), rows, gone,
                 {number: list(spans.values()) for number, spans in self._changed_spans.items() if spans},
             )  # fmt: skip
@@ -216,7 +216,7 @@ class LiveCalls:
                 spans.clear()
             return found
 
-    def all_now(self) -> tuple[list[StageSeen], list[WorkflowSeen]]:
+    def all_now(self) -> tuple[list[LiveStage], list[LiveWorkflow]]:
         """Return all stages and workflows."""
         with self._lock:
             return list(self._stages.values()), list(self._workflows.values())
@@ -251,7 +251,7 @@ class LiveCalls:
 
     # Under the lock
 
-    def _call(self, event: CallEvent) -> SpanSeen | None:
+    def _call(self, event: CallEvent) -> LiveSpan | None:
         if event.call is None or self._ends.get(event.call) is not None:
             return None
         call = self._calls.get(event.call)
@@ -263,11 +263,11 @@ class LiveCalls:
             if event.run is not None and event.run in self._runs:
                 self._belongs(event.run, self._runs[event.run], workflow)
             stage = self._stage(graph, event.stage)
-            call = self._calls[event.call] = SpanSeen(event.call, stage, workflow, event.at_s)
+            call = self._calls[event.call] = LiveSpan(event.call, stage, workflow, event.at_s)
         call.backend = event.backend or ""
         return call
 
-    def _belongs(self, run_id: str, run: RunSeen, workflow: WorkflowSeen) -> None:
+    def _belongs(self, run_id: str, run: LiveRun, workflow: LiveWorkflow) -> None:
         """Let a run be of its call's workflow: whose tenant it is may show with its first call only."""
         before = run.workflow
         if before is not workflow:
@@ -282,27 +282,27 @@ class LiveCalls:
         run = self._run(event.run, event)
         return "" if run is None else run.graph
 
-    def _run(self, run_id: str | None, event: CallEvent) -> RunSeen | None:
+    def _run(self, run_id: str | None, event: CallEvent) -> LiveRun | None:
         known = None if run_id is None else self._runs.get(run_id)
         if known is not None or run_id is None:
             return known
         state = self._run_of(run_id)
         return None if state is None else self._known_run(state, event.at_s)
 
-    def _known_run(self, state: RunState, at_s: float = 0.0) -> RunSeen | None:
+    def _known_run(self, state: RunState, at_s: float = 0.0) -> LiveRun | None:
         known = self._runs.get(state.id)
         if known is None and len(self._runs) < MOST_RUNS:
             graph = shown(state.trace.graph, MOST_CHARS)
             workflow = self._workflow(state.workflow, graph, at_s)
             workflow.runs[state.id] = None
-            known = self._runs[state.id] = RunSeen(workflow, graph)
+            known = self._runs[state.id] = LiveRun(workflow, graph)
         return known
 
-    def _workflow(self, key: str, graph: str, at_s: float) -> WorkflowSeen:
+    def _workflow(self, key: str, graph: str, at_s: float) -> LiveWorkflow:
         known = self._workflows.get(key)
         if known is None:
             self._number += 1
-            known = self._workflows[key] = self._by_number[self._number] = WorkflowSeen(self._number, key)
+            known = self._workflows[key] = self._by_number[self._number] = LiveWorkflow(self._number, key)
             self._make_room()
         known.graph = graph or known.graph
         self._touch(known, at_s)
@@ -316,19 +316,19 @@ class LiveCalls:
             oldest = next(iter(self._workflows.values()))
         self._forget(oldest)
 
-    def _forget(self, workflow: WorkflowSeen) -> None:
+    def _forget(self, workflow: LiveWorkflow) -> None:
         if self._by_number.pop(workflow.number, None) is not None:
             del self._workflows[workflow.key]
             self._changed_workflows.pop(workflow, None)
             self._gone.append(workflow.number)
 
-    def _touch(self, workflow: WorkflowSeen, at_s: float) -> None:
+    def _touch(self, workflow: LiveWorkflow, at_s: float) -> None:
         if self._by_number.get(workflow.number) is workflow:
             workflow.last_s = max(workflow.last_s, at_s)
             self._workflows.move_to_end(workflow.key)
             self._changed_workflows[workflow] = None
 
-    def _stage(self, graph: str, stage: str) -> StageSeen:
+    def _stage(self, graph: str, stage: str) -> LiveStage:
         graph, stage = shown(graph, MOST_CHARS), shown(stage, MOST_CHARS)
         known = self._stages.get((graph, stage))
         if known is None:
@@ -336,16 +336,16 @@ class LiveCalls:
                 graph, stage = "", OTHERS
             known = self._stages.get((graph, stage))
             if known is None:
-                known = self._stages[graph, stage] = StageSeen(len(self._stages), graph, stage)
+                known = self._stages[graph, stage] = LiveStage(len(self._stages), graph, stage)
                 self._new_stages.append(known)
         return known
 
-    def _count(self, stage: StageSeen, what: str, by: int) -> None:
+    def _count(self, stage: LiveStage, what: str, by: int) -> None:
         if by:
             setattr(stage, what, getattr(stage, what) + by)
             self._changed_stages[stage] = None
 
-    def _put(self, span: SpanSeen, phase: str, *, tells: bool = True) -> None:
+    def _put(self, span: LiveSpan, phase: str, *, tells: bool = True) -> None:
         """Have a span counted where it is now."""
         workflow, before = span.workflow, span.phase
         if before != phase:

@@ -24,7 +24,7 @@ from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
-from orla_lg.serve.observed.moments import rfc3339
+from orla_lg.serve.past_calls.moments import rfc3339
 from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.fetching import OutsideClient, OutsideFault
 from orla_lg.serve.posted.items import PostedSetting

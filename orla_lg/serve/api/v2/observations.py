@@ -15,9 +15,9 @@ from orla_lg.serve.access.access import Caller
 from orla_lg.serve.api.v2.errors import answering_errors, wrong
 from orla_lg.serve.api.v2.reading import body_of, given, limit, since
 from orla_lg.serve.http.guard import CALLER
-from orla_lg.serve.observed.captures import CaptureBook, Captured
-from orla_lg.serve.observed.completions import Completion, CompletionBook, Feedback, figures
-from orla_lg.serve.observed.moments import rfc3339
+from orla_lg.serve.past_calls.captures import CaptureBook, Captured
+from orla_lg.serve.past_calls.completions import Completion, CompletionBook, Feedback, figures
+from orla_lg.serve.past_calls.moments import rfc3339
 from orla_lg.serve.posted.items import Name, read_fields
 
 FEEDBACK = "/v1/feedback"

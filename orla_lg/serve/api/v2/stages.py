@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 from orla_lg.serve.api.v2.errors import answering_errors, missing, wrong
 from orla_lg.serve.api.v2.reading import body_of, given
-from orla_lg.serve.observed.completions import CompletionBook
-from orla_lg.serve.observed.moments import rfc3339
+from orla_lg.serve.past_calls.completions import CompletionBook
+from orla_lg.serve.past_calls.moments import rfc3339
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedStage, read_item

@@ -31,7 +31,7 @@ from orla_lg.serve.gateway.answers import RequestRefused
 from orla_lg.serve.gateway.identity import source_of
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http.guard import CALLER
-from orla_lg.serve.observed.completions import Completion, CompletionBook
+from orla_lg.serve.past_calls.completions import Completion, CompletionBook
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.fetching import OutsideClient, OutsideFault
 from orla_lg.serve.posted.items import PostedBackend

@@ -1,4 +1,4 @@
-"""What a file says of traffic: calls as they were seen, their prompts as pieces, the settings they were served in.
+"""What a file says of traffic: calls by their records, their prompts as pieces, the settings they were served in.
 
 Nothing is sized by a number that stands in a file: counts are bounded where they are read, and a prompt is a chain of
 nodes that calls share.
@@ -48,7 +48,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenCall:
+class RecordedCall:
     """One call as its record has it; times in seconds on one clock for the whole file."""
 
     id: str
@@ -128,11 +128,11 @@ class RecordedSetting:
 
 
 @dataclass(slots=True)
-class SeenTraffic:
+class RecordedTraffic:
     """What a file holds."""
 
     source: str
-    calls: list[SeenCall] = field(default_factory=list)
+    calls: list[RecordedCall] = field(default_factory=list)
     """By arrival."""
     setting: RecordedSetting | None = None
     """``None`` where the file does not say."""

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from orla_lg.serve.observed import captures
-from orla_lg.serve.observed.captures import CaptureBook, Capturing, streamed_text
+from orla_lg.serve.past_calls import captures
+from orla_lg.serve.past_calls.captures import CaptureBook, Capturing, streamed_text
 
 
 def keep(book: CaptureBook, workflow: str, answer: bytes = b"{}", now: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""What the page knows of stages, workflows, runs, calls and tools: values that are counted, and how they are sent."""
+"""What is under way, as the page knows it: stages, workflows, runs, calls and tools, counted and ready to send."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = list[Any]
 
 
 @dataclass(eq=False, slots=True)
-class StageSeen:
+class LiveStage:
     """One stage of one graph, and what is open in it now."""
 
     number: int
@@ -41,7 +41,7 @@ class StageSeen:
 
 
 @dataclass(eq=False, slots=True)
-class WorkflowSeen:
+class LiveWorkflow:
     """One workflow, and what of it is open now."""
 
     number: int
@@ -74,12 +74,12 @@ class WorkflowSeen:
 
 
 @dataclass(eq=False, slots=True)
-class SpanSeen:
+class LiveSpan:
     """One open call, or one tool; times are monotonic seconds."""
 
     id: str
-    stage: StageSeen
-    workflow: WorkflowSeen
+    stage: LiveStage
+    workflow: LiveWorkflow
     began_s: float
     backend: str = ""
     tool: str = ""
@@ -99,23 +99,23 @@ class SpanSeen:
 
 
 @dataclass(eq=False, slots=True)
-class RunSeen:
+class LiveRun:
     """One open run."""
 
-    workflow: WorkflowSeen
+    workflow: LiveWorkflow
     graph: str
     inside: Counter[str] = field(default_factory=Counter)
-    tools: list[SpanSeen] = field(default_factory=list)
+    tools: list[LiveSpan] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class SeenChanges:
+class LiveChanges:
     """What is other than at the last look."""
 
-    new: list[StageSeen]
+    new: list[LiveStage]
     """Stages that were not seen before."""
-    stages: list[StageSeen]
-    workflows: list[WorkflowSeen]
+    stages: list[LiveStage]
+    workflows: list[LiveWorkflow]
     gone: list[int]
     """Numbers of workflows that are no longer followed."""
     spans: Mapping[int, list[dict[str, Any]]]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.serve.observed.completions import Completion, CompletionBook, figures, percentile
+from orla_lg.serve.past_calls.completions import Completion, CompletionBook, figures, percentile
 
 
 def completion(number: int, *, stage: str = "s", latency_s: float = 1.0) -> Completion:
