@@ -20,16 +20,19 @@ MOMENT_S = 0.001
 """A free lease is taken for so long: its epoch shows later whether a core came back in between."""
 
 
+FINDER = "a pool that found no core"
+"""All of them take it by one name: the epoch grows where a core came back, and not where another pool looked too."""
+
+
 class GonePools:
     """Which other pools have no core, as far as this one asked.
 
     Args:
         store: The whole, not a pool's part.
-        pool: That asks.
     """
 
-    def __init__(self, store: Store, pool: str) -> None:
-        self._store, self._holder = store, f"{pool}, which found no core"
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._asked_s: dict[str, float] = {}
         self._gone: dict[str, tuple[float, int]] = {}
         self.operations = 0
@@ -45,7 +48,7 @@ class GonePools:
             return 0.0
         self._asked_s[pool] = now
         self.operations += 1
-        lease = ScopedStore(self._store, pool).lease(LEASE, self._holder, MOMENT_S)
+        lease = ScopedStore(self._store, pool).lease(LEASE, FINDER, MOMENT_S)
         if lease is None:
             self._gone.pop(pool, None)
             return 0.0

@@ -99,7 +99,7 @@ class SliceBook:
         self.valid_until_s = -inf
         self.operations = 0
         """Of the store, but for those of ``gone``."""
-        self.gone = GonePools(store, pool)
+        self.gone = GonePools(store)
         self._overdrawn = set[str]()
         """Accounts that may exceed their limit because this core stood still, and other pools took its share."""
         self._store, self._epoch, self._ends_s = store, epoch, ends_s

@@ -48,10 +48,19 @@ def switch_on(*, may_make: bool) -> Path | None:
         raise ConfigError(f"Ray needs the cluster's token, and {where}; {TOKEN_PATH} names a file with it")
     made = state_folder() / "ray_token"
     prepare(made, "Ray's token")
-    if not _has_text(made):
-        made.write_text(secrets.token_hex(32), encoding="ascii")
+    _fill(made)
     os.environ[TOKEN_PATH] = str(made)
     return made
+
+
+def _fill(file: Path) -> None:
+    """Write a token into a file that has none; of several commands that begin at once, one does."""
+    import fcntl
+
+    with file.open("r+", encoding="ascii") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        if not opened.read().strip():
+            opened.write(secrets.token_hex(32))
 
 
 def _has_text(file: Path) -> bool:

@@ -129,7 +129,8 @@ class HostedServer:
             if not self._ends.is_set():
                 self._ends.set()
                 if self._server is not None and self._loop is not None:
-                    self._loop.call_soon_threadsafe(self._server.end)
+                    with contextlib.suppress(RuntimeError):  # it has ended by itself, just now
+                        self._loop.call_soon_threadsafe(self._server.end)
         self._thread.join(within_s)
         return not self._thread.is_alive()
 

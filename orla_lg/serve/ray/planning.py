@@ -24,6 +24,8 @@ PREFIX = "orla-"
 
 ANYWHERE = "0.0.0.0"
 
+MOST_PORT = 65_535
+
 NODE_ID = "ray.io/node-id"
 """A label that each node has by itself."""
 
@@ -100,8 +102,7 @@ def planned(asked: ServersAsked, nodes: Sequence[RayNode]) -> list[PlannedActor]
         fit = _fit(own, pool, labels, resources, nodes)
         many = 1 + (table.standbys if said.standbys is None else said.standbys)
         for number, selectors in enumerate(spread(labels, fit, many)):
-            port = own.listen.port and own.listen.port + taken[own.listen.port]
-            taken[own.listen.port] += 1
+            port = _next_port(own, taken)
             shipped = ShippedSettings(own.source, _text(own.source), host, port, asked.store, pool or None)
             name = "-".join(filter(None, (f"{PREFIX}core", pool, str(number))))
             actors.append(PlannedActor(name, pool, number, shipped, selectors, resources, table.num_cpus))
@@ -109,13 +110,28 @@ def planned(asked: ServersAsked, nodes: Sequence[RayNode]) -> list[PlannedActor]
         own = asked.of(pools[0])
         where = _cores(own, actors)
         for number, selectors in enumerate(spread({}, nodes, table.gateways)):
-            port = own.listen.port and own.listen.port + taken[own.listen.port]
-            taken[own.listen.port] += 1
+            port = _next_port(own, taken)
             shipped = replace(actors[0].shipped, port=port, before=where)
             actors.append(
                 PlannedActor(f"{PREFIX}gateway-{number}", "", number, shipped, selectors, {}, table.num_cpus)
             )
     return actors
+
+
+def _next_port(own: ServeSettings, taken: Counter[int]) -> int:
+    """Return the next server's port; 0: whichever is free on its node.
+
+    Raises:
+        ConfigError: There is none left.
+    """
+    port = own.listen.port and own.listen.port + taken[own.listen.port]
+    if port > MOST_PORT:
+        raise ConfigError(
+            f"{own.where('listen_address')}: {own.listen}: each further server takes the next port, and none is "
+            f"beyond {MOST_PORT}"
+        )
+    taken[own.listen.port] += 1
+    return port
 
 
 def _cores(own: ServeSettings, actors: Sequence[PlannedActor]) -> str:

@@ -264,6 +264,32 @@ def test_calls_at_once_of_a_dead_pool_come_back_once_its_replicas_have_hung_up()
     assert len([call for call in world.running if call.core is second]) == 4
 
 
+class OneAfterTheOther(World):
+    """Cores do not look at the same instant."""
+
+    def work(self) -> None:
+        for core in self.live:
+            core.slices.work()
+            self.time.s += 0.01
+        self.grant()
+
+
+@pytest.mark.parametrize("pools", [3, 5])
+def test_they_come_back_although_several_pools_look_for_its_core(pools: int) -> None:
+    world = OneAfterTheOther(Limit(calls=4), pools, is_at_once=True)
+    first, *others = world.live
+    while len(world.running) < 4:
+        world.call(first, Amount(calls=1))
+        world.pass_time(0.25)
+    world.die(first.pool)
+    for _ in range(120):
+        for core in others:
+            world.call(core, Amount(calls=1))
+        world.check()
+        world.pass_time(0.25)
+    assert len([call for call in world.running if call.core in others]) == 4
+
+
 def test_a_store_that_is_away_leaves_what_is_in_hand() -> None:
     world = World(Limit(calls=1000), 2)
     core = world.live[0]

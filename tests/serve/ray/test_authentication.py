@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from orla_lg.errors import ConfigError
+from orla_lg.serve.ray import authentication
 from orla_lg.serve.ray.authentication import MODE, QUESTION, TOKEN, TOKEN_PATH, check_closed, switch_on
 
 
@@ -103,3 +105,18 @@ def test_nothing_there_is_said() -> None:
     pytest.importorskip("grpc", reason="gRPC comes with orla-lg[ray]")
     with pytest.raises(ConfigError, match=r"no head of a Ray cluster answers at 127.0.0.1:9 \(UNAVAILABLE\)"):
         check_closed("127.0.0.1:9")
+
+
+def test_commands_that_begin_at_once_have_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray of the first one reads its file at any time after."""
+    made = iter(("first", "second"))
+
+    def slowly(_: int) -> str:
+        token = next(made)
+        time.sleep(0.2 if token == "first" else 0.4)
+        return token
+
+    monkeypatch.setattr(authentication.secrets, "token_hex", slowly)
+    with ThreadPoolExecutor(2) as both:
+        files = list(both.map(lambda _: switch_on(may_make=True), range(2)))
+    assert files[0] is not None and files[0] == files[1] and files[0].read_text() == "first"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 
@@ -112,3 +115,13 @@ def test_a_gateway_is_hosted_before_a_core(tmp_path: Path) -> None:
             assert httpx.get(f"{server.status().url}/v1/models").is_success
         finally:
             assert server.end(PATIENCE_S)
+
+
+def test_it_ends_although_its_server_has_ended_just_now(tmp_path: Path) -> None:
+    server = HostedServer(of(lambda: at(tmp_path)), core, int)
+    over = asyncio.new_event_loop()
+    over.close()
+    server._server, server._loop = cast(Any, SimpleNamespace(end=int)), over
+    server._thread = threading.Thread(target=int)
+    server.start()
+    assert server.end(PATIENCE_S)

@@ -136,3 +136,11 @@ def test_gateways_find_cores_at_their_ports_or_in_the_store(tmp_path: Path) -> N
     assert [each.labels[0][NODE_ID] for each in found] == ["01", "02"]
     with pytest.raises(ConfigError, match="a free one is not known"):
         plan(tmp_path, text, *nodes, port=0)
+
+
+def test_ports_beyond_the_last_one_are_refused_before_anything_is_started(tmp_path: Path) -> None:
+    text = BACKEND + '[serve]\nstore = "s.db"\nlisten_address = "127.0.0.1:65535"\n'
+    assert [each.shipped.port for each in plan(tmp_path, text + "[ray]\nstandbys = 0\n")] == [65535]
+    for table in ("standbys = 1", "standbys = 0\ngateways = 1"):
+        with pytest.raises(ConfigError, match="none is beyond 65535"):
+            plan(tmp_path, f"{text}[ray]\n{table}\n")
