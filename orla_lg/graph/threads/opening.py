@@ -6,6 +6,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -62,8 +63,10 @@ def _place(core: Any, inner: Any, store: Any) -> LeasePlace:
 def _in_store(store: Any) -> StorePlace:
     if isinstance(store, str | os.PathLike):
         # The stores are the server's, which stands above: one is made by name, as a user's own object is.
-        opened = import_module("orla_lg.serve.store.opening").store_at(os.fspath(store), "OrlaSaver(..., store)")
-        place = StorePlace(opened)
+        store_at = import_module("orla_lg.serve.store.opening").store_at
+        opens = partial(store_at, os.fspath(store), "OrlaSaver(..., store)")
+        opened = opens()
+        place = StorePlace(opened, opens)
         if hasattr(opened, "close"):
             weakref.finalize(place, opened.close)
         return place
