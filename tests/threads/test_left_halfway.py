@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from orla_lg import BackendUnavailable, ThreadBusy
+from orla_lg.core.steps import Sleep, Steps, adrive, drive
 from orla_lg.graph.threads.leases import ThreadLeases
-from orla_lg.graph.threads.places import StorePlace
+from orla_lg.graph.threads.registries import StoreRegistry
 from orla_lg.link.thread_leases import Taken, ThreadOwner
 from orla_lg.serve.store.store import MemoryStore
 from tests.threads.savers import AT, HAS_POSTGRES, KINDS, State, atwo, build, leased, two
@@ -37,18 +40,18 @@ class Stalls:
     """Lets a place answer, and the answer wait."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, saver: Any) -> None:
-        place: Any = leases_of(saver).place
-        take = place.atake
+        registry: Any = leases_of(saver).registry
+        take = registry.take
         self.taken = asyncio.Event()
 
-        async def atake(*args: Any) -> Any:
-            answer = await take(*args)
+        def stalled(*args: Any) -> Steps:
+            answer = yield from take(*args)
             if not self.taken.is_set():
                 self.taken.set()
-                await asyncio.sleep(3600)
+                yield Sleep(3600.0)
             return answer
 
-        monkeypatch.setattr(place, "atake", atake)
+        monkeypatch.setattr(registry, "take", stalled)
 
 
 @kinds
@@ -58,7 +61,7 @@ async def test_a_run_that_is_cancelled_while_it_takes_its_thread_leaves_it(
     async with atwo(kind, tmp_path) as make:
         first, second = await make(), await make()
         stalls = Stalls(monkeypatch, first)
-        running = asyncio.create_task(build(first, says).ainvoke({"said": []}, AT))
+        running = asyncio.ensure_future(build(first, says).ainvoke({"said": []}, AT))  # noqa: TID251 - to be cancelled
         await stalls.taken.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -68,21 +71,18 @@ async def test_a_run_that_is_cancelled_while_it_takes_its_thread_leaves_it(
         await build(second, says).ainvoke({"said": []}, AT)
 
 
-@kinds
 async def test_a_write_from_outside_that_is_cancelled_while_it_takes_the_thread_leaves_it(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with atwo(kind, tmp_path) as make:
+    async with atwo("store", tmp_path) as make:
         first, second = await make(), await make()
         await build(first, says).ainvoke({"said": []}, AT)
         stalls = Stalls(monkeypatch, first)
-        writing = asyncio.create_task(build(first, says).aupdate_state(AT, {"said": ["outside"]}))
-        if kind == "store":
-            await stalls.taken.wait()
-            writing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await writing
-        await writing if kind != "store" else None
+        writing = asyncio.ensure_future(build(first, says).aupdate_state(AT, {"said": ["outside"]}))  # noqa: TID251 - to be cancelled
+        await stalls.taken.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
         await build(second, says).ainvoke({"said": []}, AT)
 
 
@@ -90,12 +90,16 @@ def test_a_write_from_outside_that_was_written_is_told_so(tmp_path: Path, monkey
     with two("store", tmp_path) as make:
         saver = make()
         build(saver, says).invoke({"said": []}, AT)
-        place: Any = leases_of(saver).place
+        registry: Any = leases_of(saver).registry
 
-        def away(*args: Any) -> None:
-            raise BackendUnavailable("the store is away")
+        give_back, times = registry.give_back, iter(range(10))
 
-        monkeypatch.setattr(place, "give_back", away)
+        def away(*args: Any) -> Steps:
+            if next(times):
+                raise BackendUnavailable("the store is away")
+            yield from give_back(*args)
+
+        monkeypatch.setattr(registry, "give_back", away)
         build(saver, says).update_state(AT, {"said": ["outside"]})
         assert build(saver, says).get_state(AT).values["said"][-1] == "outside"
 
@@ -130,32 +134,33 @@ async def test_a_stream_of_a_loop_that_is_open_and_a_second_run_beside_it(tmp_pa
         await graph.ainvoke({"said": []}, AT)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def forked(work: Callable[[], object]) -> int:
+    """Do *work* in a forked child; returns its status, which is 0 if all went well."""
+    if not (pid := os.fork()):
+        signal.alarm(20)
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
 def test_a_child_that_was_forked_while_a_lease_was_asked_for_asks_by_itself() -> None:
-    store = MemoryStore()
-    place = StorePlace(store)
-    with place._leases._lock:
-        pid = os.fork()
-        if not pid:
-            place.forked()
-            with ThreadPoolExecutor(1) as pool, contextlib.suppress(BaseException):
-                answer = pool.submit(place.take, None, "t", ThreadOwner("x"), 30.0, "").result(5.0)
-                os._exit(0 if isinstance(answer, Taken) else 1)
-            os._exit(2)
-        assert os.waitpid(pid, 0)[1] == 0
+    registry: Any = StoreRegistry(MemoryStore())
+    with registry._leases._lock:
+
+        def takes() -> None:
+            registry.forked()
+            assert isinstance(drive(registry.take(None, "t", ThreadOwner("x"), 30.0, "")), Taken)
+
+        assert forked(takes) == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_opens_a_named_store_for_itself(tmp_path: Path) -> None:
     saver = leased(InMemorySaver(), store=tmp_path / "leases.db")
     build(saver, says).invoke({"said": []}, AT)
-    pid = os.fork()
-    if not pid:
-        with contextlib.suppress(BaseException):
-            build(saver, says).invoke({"said": []}, AT)
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert forked(lambda: build(saver, says).invoke({"said": []}, AT)) == 0
     build(saver, says).invoke({"said": []}, AT)
 
 
@@ -164,8 +169,8 @@ def test_no_run_begins_between_a_write_from_outside_and_its_commit(tmp_path: Pat
     with two("postgres", tmp_path) as make:
         first, second = make(), make()
         build(first, says).invoke({"said": []}, AT)
-        place: Any = leases_of(first).place
-        fenced = place.fenced(first.inner, "t", "")
+        registry: Any = leases_of(first).registry
+        fenced = drive(registry.fenced(first.inner, "t", ""))
         began, go_on = threading.Event(), threading.Event()
         with ThreadPoolExecutor(2) as pool:
 
@@ -186,14 +191,12 @@ def test_no_run_begins_between_a_write_from_outside_and_its_commit(tmp_path: Pat
         assert not is_over, "a run read the thread before the write was committed"
 
 
-async def test_a_cancelled_write_holds_no_lock_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_write_holds_no_lock_of_the_file(tmp_path: Path) -> None:
     async with atwo("sqlite", tmp_path) as make:
         saver = await make()
         await build(saver, says).ainvoke({"said": []}, AT)
-        connection: Any = saver.inner.conn
-        execute, stalled = connection.cursor, asyncio.Event()
-        fenced: Any = leases_of(saver).place.fenced(saver.inner, "t", "")
-        await fenced.setup()
+        stalled = asyncio.Event()
+        fenced: Any = await adrive(leases_of(saver).registry.fenced(saver.inner, "t", ""))
 
         async def writes() -> None:
             async with fenced.lock, fenced.conn.cursor() as cursor:
@@ -201,11 +204,10 @@ async def test_a_cancelled_write_holds_no_lock_of_the_file(tmp_path: Path, monke
                 stalled.set()
                 await asyncio.sleep(3600)
 
-        writing = asyncio.create_task(writes())
+        writing = asyncio.ensure_future(writes())  # noqa: TID251 - to be cancelled
         await stalled.wait()
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
         with contextlib.closing(sqlite3.connect(tmp_path / "threads.db", timeout=1.0)) as other:
             other.execute("BEGIN IMMEDIATE")
-        assert execute

@@ -205,13 +205,13 @@ class _FencedConnection:
     @contextlib.asynccontextmanager
     async def cursor(self) -> AsyncIterator[Any]:
         async with self._connection.cursor() as cursor:
-            await _abegin(self._connection, cursor)
             try:
+                await _abegin(self._connection, cursor)
                 await _acarried(self._check(), cursor)
-            except BaseException:
+                yield cursor
+            except BaseException:  # also of a write that was cancelled: the file's lock would stay
                 await self._connection.rollback()
                 raise
-            yield cursor
 
     @contextlib.asynccontextmanager
     async def execute(self, sql: str, parameters: Any = ()) -> AsyncIterator[Any]:

@@ -8,6 +8,7 @@ that is frozen between that and the write, for longer than its lease.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -117,6 +118,9 @@ class ThreadLeases:
                 answer = yield from self.registry.take(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
             except BackendUnavailable as error:
                 patience.unavailable(error)
+            except (asyncio.CancelledError, KeyboardInterrupt):  # it may be taken: it is given back with its loop
+                self._took(want, Taken(0), asked_s)
+                raise
             else:
                 if isinstance(answer, Taken):
                     self._took(want, answer, asked_s)
@@ -189,7 +193,7 @@ class ThreadLeases:
 
     def _ended(self, use: Use) -> Steps:
         if (held := self._over(use)) is not None:
-            with _logged(held, "given back"):
+            with _logged(held.thread, "given back"):
                 yield from self.registry.give_back(held.tenant, held.thread, held.says)
 
     def _drop(self, use: Use) -> None:
@@ -247,17 +251,19 @@ class ThreadLeases:
     def _alone(self, config: Mapping[str, Any], call: SaverCall) -> Steps:
         """Hold the thread for one write that is no run's (``update_state``): what it read must be what is there."""
         tenant = tenant_in((config.get("configurable") or {}).get(CONFIG_KEY))
+        thread = _thread_of(config)
         lease = (
-            self.tenant if tenant is None else tenant, _thread_of(config),
+            self.tenant if tenant is None else tenant, thread,
             ThreadOwner(RunOwner("").holder, here(), os.getpid(), ""),
         )  # fmt: skip
-        answer = yield from self.registry.take(*lease, self.ttl_s, "")
-        if isinstance(answer, Busy):
-            raise busy_error(_thread_of(config), answer, self.busy)
         try:
+            answer = yield from self.registry.take(*lease, self.ttl_s, "")
+            if isinstance(answer, Busy):
+                raise busy_error(thread, answer, self.busy)
             return (yield call)
-        finally:
-            yield from self.registry.give_back(*lease)
+        finally:  # also of a take that was cut off; and what is written is written, whatever becomes of this
+            with _logged(thread, "given back"):
+                yield from self.registry.give_back(*lease)
 
     # Renewal
 
@@ -325,11 +331,11 @@ def _renews(leases_of: Callable[[], ThreadLeases | None], changed: threading.Con
 
 
 @contextlib.contextmanager
-def _logged(held: HeldThread, what: str) -> Iterator[None]:
+def _logged(thread: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a closed connection's own, or no core: the lease runs out
-        log.warning("the lease on thread %s was not %s and runs out by itself: %s", shown(held.thread), what, error)
+        log.warning("the lease on thread %s was not %s and runs out by itself: %s", shown(thread), what, error)
 
 
 def _thread_of(config: Mapping[str, Any]) -> str:

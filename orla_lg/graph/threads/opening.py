@@ -6,6 +6,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -62,8 +63,10 @@ def _registry(core: Any, inner: Any, store: Any) -> LeaseRegistry:
 def _in_store(store: Any) -> StoreRegistry:
     if isinstance(store, str | os.PathLike):
         # The stores are the server's, which stands above: one is made by name, as a user's own object is.
-        opened = import_module("orla_lg.serve.store.opening").store_at(os.fspath(store), "OrlaSaver(..., store)")
-        registry = StoreRegistry(opened)
+        store_at = import_module("orla_lg.serve.store.opening").store_at
+        opens = partial(store_at, os.fspath(store), "OrlaSaver(..., store)")
+        opened = opens()
+        registry = StoreRegistry(opened, opens)
         if hasattr(opened, "close"):
             weakref.finalize(registry, opened.close)
         return registry

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.pregel._loop import PregelLoop
 
 RUNTIME = "__pregel_runtime"
@@ -27,13 +28,19 @@ _BEGINNINGS = ("__enter__", "__aenter__")
 class RunOwner:
     """A run and all that is nested in it, as one owner of threads."""
 
-    __slots__ = ("holder", "over", "run")
+    __slots__ = ("_outside", "holder", "over", "run")
 
     def __init__(self, run: str) -> None:
         self.run = run
         """Its id, for people."""
+        self._outside = var_child_runnable_config.get()
         self.holder = secrets.token_hex(8)
         self.over = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this code runs in a node of it: beside its open stream its context is that of its caller."""
+        return not self.over and var_child_runnable_config.get() is not self._outside
 
 
 CURRENT: ContextVar[RunOwner | None] = ContextVar("orla_thread_owner", default=None)
@@ -43,7 +50,7 @@ CURRENT: ContextVar[RunOwner | None] = ContextVar("orla_thread_owner", default=N
 def current() -> RunOwner | None:
     """Return the run of this context."""
     owner = CURRENT.get()
-    return None if owner is None or owner.over else owner
+    return owner if owner is not None and owner.is_here else None
 
 
 def control_of(config: Mapping[str, Any]) -> object | None:

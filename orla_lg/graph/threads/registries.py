@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 from orla_lg.core.steps import Steps
@@ -66,32 +66,42 @@ class StoreRegistry:
 
     Args:
         store: A file that several processes open, or one that several machines reach.
+        opens: Opens it again, for a forked child: what its parent opened is not its own. ``None``: it is the user's.
     """
 
     compares = False
 
-    def __init__(self, store: LeaseStore) -> None:
-        self._leases = LeasesInStore(store)
+    def __init__(self, store: LeaseStore, opens: Callable[[], LeaseStore] | None = None) -> None:
+        self._opens = opens or (lambda: store)
         self.forked()
+        self._leases = LeasesInStore(store)
 
     def forked(self) -> None:  # noqa: D102
+        self._leases: LeasesInStore | None = None
+        self._opening = Lock()
         self._aside = ThreadPoolExecutor(1, "orla-thread-leases")  # one: calls keep their order
 
     def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Steps:  # noqa: D102
-        return self._call(self._leases.take, lease_name(tenant, thread), owner, ttl_s, gone)
+        return self._ask(lambda leases: leases.take(lease_name(tenant, thread), owner, ttl_s, gone))
 
     def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Steps:  # noqa: D102
-        return self._call(self._leases.renew, lease_name(tenant, thread), owner, ttl_s, epoch)
+        return self._ask(lambda leases: leases.renew(lease_name(tenant, thread), owner, ttl_s, epoch))
 
     def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> Steps:  # noqa: D102
-        return self._call(self._leases.give_back, lease_name(tenant, thread), owner)
+        return self._ask(lambda leases: leases.give_back(lease_name(tenant, thread), owner))
 
-    def _call(self, method: Callable[..., Any], *args: Any) -> Steps:
+    def _ask(self, what: Callable[[LeasesInStore], Any]) -> Steps:
         """Ask the store; one that does not answer is waited for as a core is."""
         try:
-            return (yield BlockingCall(partial(method, *args), self._aside))
+            return (yield BlockingCall(lambda: what(self._opened()), self._aside))
         except OrlaError as error:
             raise BackendUnavailable(f"the store of thread leases cannot be asked: {error}") from error
+
+    def _opened(self) -> LeasesInStore:
+        with self._opening:
+            if self._leases is None:
+                self._leases = LeasesInStore(self._opens())
+            return self._leases
 
     def fenced(self, inner: Any, thread: str, holder: str) -> Steps:  # noqa: D102
         raise NotImplementedError

@@ -102,6 +102,10 @@ class SqliteTable:
         return (Busy(ThreadOwner(holder, host, pid, run), left_s) if left_s > 0 else None), holder, epoch
 
 
+_WRITTEN = 731057517
+"""Of PostgreSQL's advisory locks, those of threads that are written to from outside any run."""
+
+
 class PostgresTable:
     """The statements for PostgreSQL, whose clock decides for all machines."""
 
@@ -114,6 +118,7 @@ class PostgresTable:
         )  # fmt: skip
 
     def take(self, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Statements:  # noqa: D102
+        yield "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_WRITTEN, thread)
         rows = yield (
             "INSERT INTO orla_thread_leases AS l VALUES (%s, %s, 1, %s, %s, %s, clock_timestamp() + %s::float8 * "
             "interval '1 second') ON CONFLICT (thread_id) DO UPDATE SET holder = excluded.holder, epoch = l.epoch + "
@@ -138,6 +143,9 @@ class PostgresTable:
 
     def check(self, thread: str, holder: str) -> Statements:  # noqa: D102
         # Until this transaction ends, no other one can change the row: a lease is taken before or after the write.
+        # Where nothing has the thread there is none to hold.
+        if not holder:
+            yield "SELECT pg_advisory_xact_lock_shared(%s, hashtext(%s))", (_WRITTEN, thread)
         busy = yield from self._found(thread, " FOR SHARE")
         if busy is None or not holder:
             if holder or (busy is not None and busy.left_s > 0):
