@@ -56,7 +56,7 @@ def test_a_ray_that_does_not_start_is_one_line(
         raise Exception("The current node timed out during startup.\nMore.")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     monkeypatch.setenv(MODE, "token")
     monkeypatch.setenv(TOKEN, "0" * 64)
     assert "orla-lg: Ray does not start here: The current node timed out during startup.\n" in said(
