@@ -71,10 +71,10 @@ class CoreRequests:
         self._open[number] = answer
         try:
             if not self._link.send(Request(number, what, more)):
-                raise BackendUnavailable(f"the core cannot be asked for {what}: {self._link.fault}")
+                raise BackendUnavailable(f"the core cannot be reached for the request {what!r}: {self._link.fault}")
             yield WaitForTurn(answer.turn, timeout_s)
         except TimeoutError:
-            raise BackendUnavailable(f"the core did not answer {what} within {timeout_s} s") from None
+            raise BackendUnavailable(f"the core did not answer the request {what!r} within {timeout_s} s") from None
         finally:
             del self._open[number]
         done = answer.done

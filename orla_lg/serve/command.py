@@ -72,7 +72,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--store",
         metavar="FILE|URL",
         help="where keys, leases and what is spent are kept; all cores and standbys of an application name the same "
-        "one: a file, or redis://HOST:PORT/DB (default: what [serve] store says, else a file in your state folder)",
+        "one: a file, or redis://HOST:PORT/DB with its password in ORLA_STORE_PASSWORD (default: what [serve] store "
+        "says, else a file in your state folder)",
     )
     serve.add_argument(
         "--pool", metavar="NAME", help="the pool of [pools] whose core this is (default: what [serve] pool says)"

@@ -88,7 +88,7 @@ def cluster_at(address: str) -> Iterator[Cluster]:
             address=address or "local", namespace=None, log_to_driver=False, logging_level=logging.ERROR,
             **({} if address else STARTED),
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    except Exception as error:
         raise ConfigError(_unreached(address, error)) from error
     try:
         yield Cluster(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orla_lg import cli
-from orla_lg.serve.ray.authentication import MODE
+from orla_lg.serve.ray.authentication import MODE, TOKEN
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -45,6 +47,21 @@ def test_without_authentication_nothing_is_started(
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
     monkeypatch.setenv(MODE, "disabled")
     assert "RAY_AUTH_MODE is 'disabled'" in said(capsys, "--on", "ray=127.0.0.1:6379")
+
+
+def test_a_ray_that_does_not_start_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setenv(MODE, "token")
+    monkeypatch.setenv(TOKEN, "0" * 64)
+    assert "orla-lg: Ray does not start here: The current node timed out during startup.\n" in said(
+        capsys, "--on", "ray"
+    )
 
 
 def test_what_does_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
