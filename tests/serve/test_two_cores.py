@@ -122,7 +122,7 @@ class Interleaved(RuleBasedStateMachine):
             core.store.faults.append(Fault(before, seconds))
         self.passed(0.6)
 
-    @rule(seat=SEAT, faults=st.lists(st.builds(Fault, st.booleans()), min_size=1, max_size=4))
+    @rule(seat=SEAT, faults=st.lists(st.builds(Fault, st.booleans(), st.just(0.0)), min_size=1, max_size=4))
     def store_loses(self, seat: int, faults: list[Fault]) -> None:
         if (core := self.cores.cores[seat]) is not None:
             core.store.faults += faults

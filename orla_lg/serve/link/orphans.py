@@ -29,6 +29,7 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
+from orla_lg.link.messages import RENEW_S
 from orla_lg.link.whereabouts import is_gone
 from orla_lg.serve.link.hosted import HostedCall
 from orla_lg.serve.link.roster import Listed, Replica
@@ -46,6 +47,9 @@ SETTLED_S = 0.5
 
 ON_ITS_WAY_S = 0.1
 """So long after a report a call may still count that had ended at the engine before it."""
+
+QUIET_S = 1.5 * RENEW_S
+"""A replica of which nothing came for so long may be frozen, and not have sent what it was granted."""
 
 AGREEING = 2
 """So many reports must show that a call is gone."""
@@ -136,10 +140,10 @@ class Orphans:
                         replica.host.partition(" ")[0], replica.pid, counted(len(replica.calls), "grant"),
                     )  # fmt: skip
         used = {call.inflight.backend or "" for replica in lost for call in replica.calls.values()}
-        names = self._serving.schedulers.keys() if waits_for else used.union(kept)
-        for name in self._watched.keys() - names:
+        wanted = used.union(self._serving.schedulers if waits_for else kept)
+        for name in self._watched.keys() - wanted:
             del self._watched[name]
-        for name in names:
+        for name in wanted:
             self._watch(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
@@ -266,7 +270,7 @@ class Orphans:
         return {
             at[1]
             for replica in self._replicas.values()
-            if replica.session is None or now < replica.trusted_s
+            if replica.session is None or now < replica.trusted_s or now > replica.session.heard_s + QUIET_S
             for call in replica.calls.values()
             if (at := call.inflight.waits_at) is not None and at[0] == backend
         }

@@ -77,6 +77,7 @@ class Recovery:
     def spoke(self, replica: str) -> None:
         """Note that a replica said all that it holds, or that it holds nothing any more."""
         self.waits_for.pop(replica, None)
+        self._joined_s.pop(replica, None)
 
     def lost(self, replica: Listed, now: float, *, said_all: bool) -> None:
         """Wait for a replica again whose connection was lost: its calls that wait are to keep their order.
@@ -94,9 +95,10 @@ class Recovery:
         if self.over or self._began_s == inf:
             return
         for each in list(self.waits_for.values()):
-            if now >= self._joined_s.get(each.id, self._began_s) + self._patience_s:
+            since_s = self._joined_s.get(each.id, self._began_s)
+            if now >= since_s + self._patience_s:
                 passed = self.silent
-            elif now >= self._began_s + GONE_AFTER_S and is_gone(each.host, each.pid):
+            elif now >= since_s + GONE_AFTER_S and is_gone(each.host, each.pid):
                 passed = self.gone
             else:
                 continue

@@ -29,6 +29,9 @@ MOST_REPLICAS = 1_000
 class Connection(Protocol):
     """A replica's way here (``session.LinkSession``)."""
 
+    heard_s: float
+    """When something came last."""
+
     def cut(self, why: str) -> None:
         """End it now."""
         ...
