@@ -60,55 +60,11 @@ class Rule:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-@answering
-class ExplicitMapper:
-    """A table whose every entry names its backends.
-
-    Raises:
-        ConfigError: An entry is none, or names an unknown backend.
-    """
+class _Table:
+    """What both tables share: their rules, what they will say of a stage, and what is wrong with them."""
 
     def __init__(self, table: Mapping[str, Entry]) -> None:
         self.rules = _rules(table)
-        if asking := [stage for stage, rule in self.rules.items() if rule.mapper is not None]:
-            raise ConfigError(
-                f"mapping of stage {shown(asking[0])}: an ExplicitMapper takes names only; use StageTable"
-            )
-
-    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
-        found = self.rules.find(call.identity.stage)
-        return None if found is None else named(found.name, found.entry)
-
-    def foretell(self, stage: str) -> Planned | None:
-        """Return what it will say of a stage."""
-        return _foretold(self.rules, stage)
-
-    def check_backends(self, known: Iterable[str]) -> list[str]:
-        """Return a fault for every name in the table that is no backend."""
-        return check_backends(self.rules, known)
-
-    def check_stages(self, known: Iterable[str]) -> list[str]:
-        """Return a fault for every stage in the table that is in no graph."""
-        return check_stages(self.rules, known)
-
-
-@answering
-class StageTable:
-    """A table whose entries may be mappers too: each stage is decided in its own way."""
-
-    def __init__(self, table: Mapping[str, Entry]) -> None:
-        self.rules = _rules(table)
-
-    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
-        if (found := self.rules.find(call.identity.stage)) is None:
-            return None
-        rule = found.entry
-        if rule.mapper is None:
-            return named(found.name, rule)
-        chosen: Assignment | None = yield from ask.mapper(rule.mapper, call, backends)
-        if chosen is None or not rule.parameters:
-            return chosen
-        return replace(chosen, parameters={**rule.parameters, **chosen.parameters})
 
     def foretell(self, stage: str) -> Planned | None:
         """Return what it will say of a stage, or what the mapper does that decides about it."""
@@ -121,6 +77,42 @@ class StageTable:
     def check_stages(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every stage in the table that is in no graph."""
         return check_stages(self.rules, known)
+
+
+@answering
+class ExplicitMapper(_Table):
+    """A table whose every entry names its backends.
+
+    Raises:
+        ConfigError: An entry is none, or names an unknown backend.
+    """
+
+    def __init__(self, table: Mapping[str, Entry]) -> None:
+        super().__init__(table)
+        if asking := [stage for stage, rule in self.rules.items() if rule.mapper is not None]:
+            raise ConfigError(
+                f"mapping of stage {shown(asking[0])}: an ExplicitMapper takes names only; use StageTable"
+            )
+
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
+        found = self.rules.find(call.identity.stage)
+        return None if found is None else named(found.name, found.entry)
+
+
+@answering
+class StageTable(_Table):
+    """A table whose entries may be mappers too: each stage is decided in its own way."""
+
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
+        if (found := self.rules.find(call.identity.stage)) is None:
+            return None
+        rule = found.entry
+        if rule.mapper is None:
+            return named(found.name, rule)
+        chosen: Assignment | None = yield from ask.mapper(rule.mapper, call, backends)
+        if chosen is None or not rule.parameters:
+            return chosen
+        return replace(chosen, parameters={**rule.parameters, **chosen.parameters})
 
 
 @answering
@@ -181,9 +173,9 @@ def part_of(chosen: Mapper | Mapping[str, Entry]) -> Mapper:
     return made
 
 
-def tables_of(mapper: Mapper | None) -> list[ExplicitMapper | StageTable]:
+def tables_of(mapper: Mapper | None) -> list[_Table]:
     """Return the tables in a mapper, itself included: what can be checked before anything runs."""
-    return [each for each in parts_of(mapper) if isinstance(each, ExplicitMapper | StageTable)]
+    return [each for each in parts_of(mapper) if isinstance(each, _Table)]
 
 
 def faults_of(mapper: Mapper | None, known: Iterable[str]) -> list[str]:
