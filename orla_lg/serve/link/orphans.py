@@ -6,9 +6,9 @@ looks. So a grant is given back once the engine runs fewer requests than are cou
 after a bound of time where it does not say.
 
 What a report leaves for calls of lost replicas is what it counts less the calls of others that are there for certain.
-A call that was granted shortly before may be there or on its way, so the figure is too high whenever one was: under
-load it nearly always is. Nothing is added to what lost replicas have at an engine, though, so the lowest figure holds
-on, and one report at a good moment is enough, whatever those before and after it count.
+A call that was granted shortly before may be on its way, and one whose replica is away may have ended unheard, so the
+figure is too high whenever there is such a call: under load it nearly always is. Nothing is added to what lost replicas
+have at an engine, though, so the lowest figure holds on: what reports before and after it count does not matter.
 """
 
 from __future__ import annotations
@@ -173,8 +173,12 @@ class Orphans:
         orphans = [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
         if watched is None or scheduler is None or not orphans:
             return
-        mine = {at[1] for _, call in orphans if (at := call.inflight.waits_at) is not None}
-        others = len((settled & scheduler.granted_orders()) - mine)
+        unsure = {
+            at[1]
+            for replica in self._replicas.values() if replica.lost_s is not None
+            for call in replica.calls.values() if (at := call.inflight.waits_at) is not None and at[0] == backend
+        }  # fmt: skip
+        others = len((settled & scheduler.granted_orders()) - unsure)
         left = watched.left_of(frozenset(call for _, call in orphans), max(0, at_engine - others))
         for replica, call in orphans[left:]:
             self._give_back(replica, call)
