@@ -7,8 +7,8 @@ after a bound of time where it does not say.
 
 What a report leaves for calls of lost replicas is what it counts less the calls of others that are there for certain.
 A call that was granted shortly before may be on its way, and one whose replica is away may have ended unheard, so the
-figure is too high whenever there is such a call: under load it nearly always is. Nothing is added to what lost replicas
-have at an engine, though, so the lowest figure holds on: what reports before and after it count does not matter.
+figure is too high whenever there is such a call: under load it nearly always is. Nothing is added to what lost
+replicas have at an engine, though, so the lowest figure holds on: what reports before and after it count matters not.
 """
 
 from __future__ import annotations
