@@ -43,7 +43,8 @@ class Clients:
         self._first: int = chosen.begins_at
         self._avoided_until_s = [0.0] * len(self._urls)
 
-    async def _call(self, http: httpx.AsyncClient, stage: str) -> None:
+    async def call(self, http: httpx.AsyncClient, stage: str) -> None:
+        """Make a call, by as many requests as it needs, and tell of it."""
         call, takes_s = f"{self._chosen.name}.{next(self._numbers)}", self._takes_s[stage]
         tell(begun=call, stage=stage, takes_s=takes_s)
         end_s, error = time.monotonic() + MOST_S, ""
@@ -73,7 +74,7 @@ class Clients:
 
     async def _ask_on(self, http: httpx.AsyncClient, stage: str) -> None:
         while not self._over:
-            await self._call(http, stage)
+            await self.call(http, stage)
 
     async def run(self) -> None:
         """Ask until standard input ends."""

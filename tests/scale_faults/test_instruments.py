@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 from collections import Counter
 
+import httpx
 import pytest
 
 from tests.scale_faults.account import Call, Flow, Row, flow, shown, spread
+from tests.scale_faults.clients import Clients
 from tests.scale_faults.controls import CONTROLS, FIRST
 from tests.scale_faults.kinds import KINDS, SOME
+from tests.scripted_engine import MARK
 from tests.serve_kills.relays import Relays
 
 BOUNDS = {"main": 8, "quick": 4}
@@ -48,6 +53,29 @@ def test_a_row_says_what_is_wrong() -> None:
 def test_a_whole_run_makes_more_than_two_hundred_faults() -> None:
     assert sum(kind.times for kind in KINDS.values()) >= 200
     assert set(FIRST) <= set(CONTROLS) and set(SOME) <= set(KINDS)
+
+
+async def test_clients_ask_the_other_gateway_by_a_request_of_another_id(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = MARK.search(request.content)
+        assert found is not None
+        asked.append((request.url.host, found[1].decode()))
+        if request.url.host == "a":
+            raise httpx.ConnectError("nobody listens")
+        return httpx.Response(200, json={})
+
+    chosen = argparse.Namespace(name="c", gateways="http://a,http://b", begins_at=0, long_s=1.0, short_s=0.1)
+    clients = Clients(chosen)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        await clients.call(http, "short")
+        await clients.call(http, "long")
+    assert asked == [("a", "c.0.0"), ("b", "c.0.1"), ("b", "c.1.0")]
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each.get("begun"), each.get("ended"), each.get("error")) for each in told] == [
+        ("c.0", None, None), (None, "c.0", None), ("c.1", None, None), (None, "c.1", None),
+    ]  # fmt: skip
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -94,3 +94,23 @@ def test_a_busy_engine_gives_places_back(
     assert "lost" not in core.host.replicas
     assert busy.most == bound
     core.serving.check_integrity()
+
+
+def test_calls_of_a_replica_that_is_away_are_not_known_to_be_at_the_engine(world: World) -> None:
+    engine = Telling()
+    core = Core(world, backends={Backend("a", "http://a/v1", max_concurrency=3): engine}, replica_lease_s=LEASE_S)
+    core.start()
+    lost, away = Replica(world, "lost"), Replica(world, "away")
+    for each in (lost, away):
+        each.connect(core)
+    lost.tell(enter("c1"))
+    away.tell(enter("c2"))
+    engine.lost = 1  # c2 ends there while its replica is away, which the core does not hear of
+    lost.drop()
+    world.settle(LEASE_S - 2.0)
+    away.drop()
+    world.settle(8.0)
+    assert len(core.host.replicas["lost"].calls) == 1, "the one call that the engine runs is c1"
+    engine.lost = 0
+    world.settle(6.0)
+    assert not core.host.replicas, "both are gone, by what the engine runs"

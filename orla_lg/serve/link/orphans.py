@@ -9,9 +9,9 @@ Of a replica that was silent during the recovery this core does not know what it
 free when the recovery ends: they are kept back (``BackendQueue.kept_back``), and given back by the same reports.
 
 What a report leaves for lost replicas is what it counts less the calls of others that are there for certain. A call
-that was granted shortly before may be there or on its way, so the figure is too high whenever one was: under load it
-nearly always is. Nothing is added to what lost replicas have at an engine, though, so the lowest figure holds on, and
-one report at a good moment is enough, whatever those before and after it count.
+that was granted shortly before may be on its way, and one whose replica is away may have ended unheard, so the figure
+is too high whenever there is such a call: under load it nearly always is. Nothing is added to what lost replicas have
+at an engine, though, so the lowest figure holds on: what reports before and after it count matters not.
 """
 
 from __future__ import annotations
