@@ -154,7 +154,7 @@ class WithTelling(Interleaved):
 
 
 RANDOM = os.environ.get("ORLA_HYPOTHESIS") == "random"
-EXAMPLES = int(os.environ.get("ORLA_LG_EXAMPLES", "300" if RANDOM else "30"))
+EXAMPLES = int(os.environ.get("ORLA_LG_EXAMPLES", "200" if RANDOM else "30"))
 SETTINGS = settings(
     max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -322,6 +322,6 @@ def test_interleavings_find_what_is_missing(control: str, monkeypatch: pytest.Mo
         def teardown(self) -> None:
             self.cores.close()
 
-    chosen = settings(SETTINGS, max_examples=1000, phases=[Phase.generate], database=None)
+    chosen = settings(SETTINGS, max_examples=500, phases=[Phase.generate], database=None)
     with pytest.raises(AssertionError, match=f"at the engine, {BOUND} are allowed"):
         run_state_machine_as_test(Missing, settings=chosen)
