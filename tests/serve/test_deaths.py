@@ -456,6 +456,24 @@ def test_an_engine_that_tells_is_believed(world: World) -> None:
     core.serving.check_integrity()
 
 
+def test_a_grant_that_may_be_unused_does_not_stand_for_anothers_request(world: World) -> None:
+    engine = Telling()
+    core = started(world, backends={Backend("a", "http://a/v1", max_concurrency=2): engine})
+    one, two, three = (Replica(world, name) for name in ("r1", "r2", "r3"))
+    for replica in (one, two, three):
+        replica.connect(core)
+    world.settle(0.2)
+    engine.runs = lambda: 1
+    one.tell(enter("c1"))
+    one.drop()
+    world.settle(LEASE_S + 1.0)
+    two.tell(enter("c2"))
+    two.drop()
+    three.tell(enter("c3"))
+    world.settle(5.0)
+    assert two.grants() == ["c2"] and three.grants() == [], "what runs is c1, and c2 may be sent yet"
+
+
 @pytest.fixture
 def frozen(world: World) -> Frozen:
     return Frozen(world)
