@@ -41,7 +41,7 @@ from orla_lg.serve.store.store import MemoryStore
 from orla_lg.testing.virtual import StillAdapter
 
 MESSAGES, LANES, ANSWER = (10, 40, 160), 64, 16
-CALLS, BLOCKS = 600, 7
+WARM, CALLS, COUNTED, BLOCKS = 320, 320, 320, 7
 SHAPES = [(messages, full) for full in (False, True) for messages in MESSAGES]
 
 
@@ -136,7 +136,7 @@ async def block(messages: int, full: bool, work: Callable[[Inside], Any]) -> Any
     """Return what *work* finds on a core that is warm."""
     inside = Inside(messages, full=full)
     await inside.start()
-    await inside.run(400, begin=True)
+    await inside.run(WARM, begin=True)
     gc.collect()
     gc.freeze()
     try:
@@ -155,8 +155,8 @@ def measured(messages: int, full: bool) -> tuple[float, float]:
         await inside.run(CALLS)
         us = meter.spent_s["calls"] / CALLS * 1e6
         meter.counts = True
-        await inside.run(300)
-        return us, meter.functions / 300
+        await inside.run(COUNTED)
+        return us, meter.functions / COUNTED
 
     with meter.on():
         return cast("tuple[float, float]", asyncio.run(block(messages, full, work)))

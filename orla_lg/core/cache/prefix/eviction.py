@@ -140,14 +140,17 @@ class LruList:
             yield piece
             piece = piece.behind
 
-    def append(self, piece: PrefixNode) -> None:
-        """Put a piece behind all others."""
-        piece.before, piece.behind = self.last, None
-        if self.last is None:
-            self.first = piece
-        else:
-            self.last.behind = piece
-        self.last = piece
+    def append(self, *pieces: PrefixNode) -> None:
+        """Put pieces behind all others, in this order."""
+        last = self.last
+        for piece in pieces:
+            piece.before, piece.behind = last, None
+            if last is None:
+                self.first = piece
+            else:
+                last.behind = piece
+            last = piece
+        self.last = last
 
     def remove(self, piece: PrefixNode) -> None:
         """Take a piece out, wherever it is."""
@@ -214,13 +217,17 @@ class EvictionOrder:
         """Let pieces be given up from now on, in this order, after all others of their bands."""
         unowned = EvictionBand.FIRST if self.order is Eviction.BANDED else EvictionBand.USUAL
         idle_tokens = obsolete_tokens = 0.0
+        bands: tuple[list[PrefixNode], ...] = ([], [], [])
         for piece in pieces:
-            piece.band = EvictionBand.PINNED if piece.pins else EvictionBand.USUAL if piece.owners else unowned
+            band = EvictionBand.PINNED if piece.pins else EvictionBand.USUAL if piece.owners else unowned
+            bands[band].append(piece)
+            piece.band = band
             piece.idle = True
-            self._lines[piece.band].append(piece)
             idle_tokens += piece.tokens
             if not piece.owners:
                 obsolete_tokens += piece.tokens
+        for line, ones in zip(self._lines, bands, strict=True):
+            line.append(*ones)
         self.idle_tokens += idle_tokens
         self.obsolete_tokens += obsolete_tokens
 

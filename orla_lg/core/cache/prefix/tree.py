@@ -96,13 +96,13 @@ class PrefixTree:
         """
         pieces, wanted, found = self.shelf.pieces, ask.pieces, list[PrefixNode]()
         known = len(wanted)
-        while known:  # the last one that is known: all before it are there too
-            piece = pieces.get(wanted[known - 1][0])
-            if piece is not None:
-                found = list(piece.path())
-                found.reverse()
-                break
+        while known and (piece := pieces.get(wanted[known - 1][0])) is None:
             known -= 1
+        if known:  # and so all before it are there too
+            while piece is not None:
+                found.append(piece)
+                piece = piece.parent
+            found.reverse()
         for index in range(known, len(wanted)):
             said = found[-1].answer_to(prompt_owner) if found and ask.is_answer(index) else None
             if said is None or not said.alive:
