@@ -111,6 +111,20 @@ def test_calls_on_a_removed_backend_go_on_and_then_it_is_closed(running: Reloade
     running.again()
 
 
+def test_a_drained_backend_that_was_removed_comes_back_as_any_other(running: Reloaded) -> None:
+    heavy = f'url = "{running.engines[1].url}"\naliases = ["big"]'
+    light = f'url = "{running.engines[0].url}"\naliases = ["big"]'
+    running.write(mapping='"*" = "heavy"', light=light, heavy=heavy)
+    running.again()
+    assert running.orla.drain("heavy", timeout_s=5.0) and running.call() == "light"
+    running.write(light=light)
+    running.again()
+    asyncio.run(asyncio.wait_for(running.reloader.see_off(once=True), 10.0))
+    running.write(mapping='"*" = "heavy"', light=light, heavy=heavy)
+    running.again()
+    assert running.call() == "heavy"
+
+
 def test_bounds_policies_limits_and_variants_change(running: Reloaded) -> None:
     running.write(
         'policy = "edf"\n[limits.run]\ncalls = 7\n[variants.cheap]\n"*" = "light"',
