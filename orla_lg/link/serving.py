@@ -21,6 +21,7 @@ from orla_lg.core import lifecycle
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.call_ids import call_ids
 from orla_lg.core.call import Ask, Call
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
@@ -263,8 +264,12 @@ class LinkedServing(Serving):
                 core.link.drop("this replica was not heard of for its lease")
                 core.calls.expire()
             if call.phase is CallPhase.GRANTED:
-                call.goes()
-                return True
+                assert call.grant is not None
+                if (name := call.grant.backend) is None or name in self.schedulers:
+                    call.goes()
+                    return True
+                gone = BackendUnavailable(f"backend {shown(name)} was taken out of the configuration just now")
+                call.missed(AttemptFailed(gone, elsewhere=True))
         if not core.link.up:
             core.losses.met(call)
         return False

@@ -378,6 +378,8 @@ class Reloader:
         if scheduler.queue.paused:  # by its name it can be resumed no more
             with scheduler.changing():
                 scheduler.queue.paused = False
+        if (moves := core.serving.steering.moves) is not None:  # nor is one that comes by its name drained
+            moves.resumed(name)
         self._leaving.append(_Leaving(scheduler, clients, is_replaced))
 
     def _take_names(self, added: Iterable[Backend]) -> None:

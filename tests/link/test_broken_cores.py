@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from orla_lg import ConfigError, Orla
-from orla_lg.link.messages import Enter, Graph, Hello, Message, Ready, Signal, View, Welcome
+from orla_lg import BackendUnavailable, ConfigError, Orla
+from orla_lg.link.messages import Enter, Graph, Hello, Message, Missed, Ready, Signal, View, Welcome
 from tests.link.conftest import links
 from tests.link.scripted import ScriptedCore, eventually
 from tests.link.test_calls import graph, hi
@@ -123,3 +123,24 @@ def test_close_while_a_granted_call_is_at_its_engine_ends_it(
         run.join(10.0)
     assert not run.is_alive(), "it waits for a core that it has parted from"
     assert run.error is not None
+
+
+def test_a_grant_for_a_backend_that_was_taken_out_meanwhile_goes_back(
+    core: ScriptedCore, engine: StubEngine, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orla, core.grants = replica(), False
+    serving: Any = orla.core.serving
+    leaves = serving.leaves
+
+    def late(call: Any) -> bool:
+        serving.cores.home.served.leave()
+        return bool(leaves(call))
+
+    monkeypatch.setattr(serving, "leaves", late)
+    run = Run(orla.wrap(graph(engine, max_retries=0)))
+    core.line.send(core.grant(core.wait(Enter).call))
+    missed = core.wait(Missed)
+    assert missed.elsewhere and not engine.chats
+    core.refuse(missed.call, "cause", "nowhere else")
+    with pytest.raises(BackendUnavailable, match="taken out"):
+        run.result()

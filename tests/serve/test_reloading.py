@@ -111,6 +111,19 @@ def test_calls_on_a_removed_backend_go_on_and_then_it_is_closed(running: Reloade
     running.again()
 
 
+def test_a_drained_backend_that_was_removed_comes_back_as_any_other(running: Reloaded) -> None:
+    heavy, other = (f'url = "{engine.url}"\naliases = ["big"]' for engine in running.engines[::-1])
+    running.write(mapping='"*" = "heavy"', heavy=heavy, other=other)
+    running.again()
+    assert running.orla.drain("heavy", timeout_s=5.0) and running.call() == "other"
+    running.write(other=other)
+    running.again()
+    asyncio.run(asyncio.wait_for(running.reloader.see_off(once=True), 10.0))
+    running.write(mapping='"*" = "heavy"', heavy=heavy, other=other)
+    running.again()
+    assert running.call() == "heavy"
+
+
 def test_bounds_policies_limits_and_variants_change(running: Reloaded) -> None:
     running.write(
         'policy = "edf"\n[limits.run]\ncalls = 7\n[variants.cheap]\n"*" = "light"',

@@ -371,6 +371,8 @@ class LinkHost:
         if session.looks_on:
             return None
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
+        for each in (hello.host, hello.version):  # they are kept in the store
+            named(each, "what a replica says of itself")
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]
         elsewhere: Container[str] = self.serving.schedulers.elsewhere or ()
         for name in hello.names:

@@ -207,6 +207,8 @@ class Requests:
         name, says = lease_name(tenant, thread), read_owner(owner if isinstance(owner, Mapping) else {})
         if not says.holder:
             raise ConfigError("owner: a lease needs a holder")
+        for each in (says.holder, says.host, says.run):  # they are kept in the store
+            named(each, "what is said of a thread's owner")
         threads, what, ttl_s, epoch = self.threads, _text(more, "what"), more.get("ttl_s"), more.get("epoch")
         if what == "give_back":
             await self._ordered(threads.give_back, name, says)
