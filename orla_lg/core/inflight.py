@@ -404,7 +404,7 @@ class InFlightCall:
         )
 
     def _cache_action(self, planned: str, expected_tokens: int | None) -> str:
-        """Return what became of the slot's contents: planned with the seat, corrected by what the engine found."""
+        """Return what became of the slot's contents: planned with the lease, corrected by what the engine found."""
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned
