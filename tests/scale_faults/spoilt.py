@@ -41,10 +41,18 @@ def spoil_lease() -> None:
     _spoil(FencedStore, put=ScopedStore.put)
 
 
+def spoil_memory() -> None:
+    """Let a core never notice that a Redis has forgotten what stood in it."""
+    from orla_lg.serve.store.redis import RedisStore  # its client may not be installed
+
+    _spoil(RedisStore, _check_born=lambda self, born, raises=True: None)
+
+
 PARTS: Mapping[str, Callable[[], None]] = {
     "roster": partial(_spoil, Recovery, begin=no_roster),
     "grace": partial(_spoil, Recovery, begin=fixed_grace),
     "lease": spoil_lease,
+    "memory": spoil_memory,
     "hang-ups": partial(_spoil, orphans, SILENT_LETS_GO_S=0.0, TELLING_LETS_GO_S=0.0),
 }
 
