@@ -304,7 +304,7 @@ def test_policies_of_all_and_of_one(engine: StubEngine, make_orla: MakeOrla) -> 
 def test_what_was_learned_of_all_is_where_each_begins(engine: StubEngine, make_orla: MakeOrla) -> None:
     orla = two(make_orla, engine)
     graph = orla.wrap(compiled_with_a_name(chat(engine)))
-    estimates, name = orla.core.serving.estimates, next(iter(orla.core.serving.foresight._forecasts))
+    estimates, name = orla.core.serving.estimates, next(iter(orla.core.serving.lookahead._forecasts))
     common = StageEstimates()
     for _ in range(40):
         common.answer_tokens.learn(1000.0)
@@ -325,7 +325,7 @@ def test_what_comes_next_is_seen_through_a_tool(engine: StubEngine, make_orla: M
     for _ in range(3):
         graph.invoke(HI)
     forecast = next(
-        each for each in orla.core.serving.foresight._forecasts.values() if "reply" in each.structure.edges
+        each for each in orla.core.serving.lookahead._forecasts.values() if "reply" in each.structure.edges
     )
     chances = forecast.next_calls(["work|tools"])
     assert chances[("work|tools|critic|say", "light")] > chances.get(("reply", "light"), 0.0)

@@ -45,7 +45,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", None, 5)
     assert not settings.admission
     with Orla.from_settings(settings) as orla:
-        assert not orla.core.serving.schedulers["light"].cache.gate.holds
+        assert not orla.core.serving.schedulers["light"].cache.admission.holds
         assert orla.core.untranslatable == "error"
 
 

@@ -155,7 +155,7 @@ def test_nothing_of_them_counts_as_cache(engine: StubEngine, theirs: StubEngine,
         assert "t" not in serving.schedulers["embedder"].cache.workflows()
         held = serving.schedulers["embedder"].cache.statistics()
         assert (held.slots_held, held.tokens) == (0, 0)
-        name = next(iter(serving.foresight._forecasts))
+        name = next(iter(serving.lookahead._forecasts))
         assert serving.estimates.learned(name, "retrieve").calls == 1, "its calls of chat models alone"
         serving.check_integrity()
 

@@ -301,7 +301,7 @@ class _Shared(StubEngine):
 def test_a_stages_beginning_is_warmed_for_the_tenant_it_was_learned_from(make_orla: Callable[..., Orla]) -> None:
     with _Shared() as engine:
         orla = make_orla(at(engine, engine="vllm", isolate_tenants=True), mapper={"*": "main"})
-        book = orla.core.serving.schedulers["main"].warming.prompts
+        book = orla.core.serving.schedulers["main"].prefetcher.prompts
         for thread in "abcd":
             model = chat(engine)
             graph = orla.wrap(

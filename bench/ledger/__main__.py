@@ -40,7 +40,7 @@ class Load:
 
     def __init__(self, workflows: int, turns: int, corrected: int, nothing: bool) -> None:
         self.cache, self.now, self.taken = PrefixTree(), 0.0, defaultdict[str, list[float]](list)
-        self.claims, self._nothing = References(self.cache), nothing
+        self.references, self._nothing = References(self.cache), nothing
         self._load = workflows, turns, corrected
 
     @contextmanager
@@ -59,21 +59,21 @@ class Load:
     def take_turn(self, workflow: str, turn: int, *, corrected: bool) -> None:
         ask = Ask("auto", messages(workflow, turn))
         with self.timed("call begins"):
-            stay = self.cache.begin(ask, 2.0 * ANSWER_TOKENS)
+            handle = self.cache.begin(ask, 2.0 * ANSWER_TOKENS)
             self.cache.shrink(float("inf"))
-            self.claims.enter(workflow, 500.0)
+            self.references.enter(workflow, 500.0)
         with self.timed("first token"):
-            self.cache.filled(stay)
-        self.end(stay, workflow, corrected=corrected)
+            self.cache.filled(handle)
+        self.end(handle, workflow, corrected=corrected)
         with self.timed("workflow turned"):
-            self.claims.turned(workflow, Doing.HUMAN, self.now)
+            self.references.turned(workflow, Doing.HUMAN, self.now)
 
-    def end(self, stay: CacheHandle, workflow: str, *, corrected: bool) -> None:
-        prompt = round(sum(piece.tokens for piece in stay.path))
-        found = sum(stay.believed[: not self._nothing] if corrected else stay.believed)
+    def end(self, handle: CacheHandle, workflow: str, *, corrected: bool) -> None:
+        prompt = round(sum(piece.tokens for piece in handle.path))
+        found = sum(handle.believed[: not self._nothing] if corrected else handle.believed)
         with self.timed("call ends, corrected" if corrected else "call ends"):
-            self.cache.end(stay, prompt, ANSWER_TOKENS, round(found))
-            self.claims.leave(workflow, "agent", stay.answer, self.now, followed=True)
+            self.cache.end(handle, prompt, ANSWER_TOKENS, round(found))
+            self.references.leave(workflow, "agent", handle.answer, self.now, followed=True)
             self.cache.shrink(float("inf"))
 
 
@@ -97,7 +97,7 @@ def measure_memory(load: Load) -> None:
     traced_mb = tracemalloc.get_tracemalloc_memory() / 1e6
     tracemalloc.stop()
     print(f"memory: {kept_mb:.1f} MB kept by the account (tracemalloc; goal {GOAL_MB:.0f} MB), "
-          f"{len(load.cache.pieces):,} pieces of {len(load.claims.by_workflow):,} workflows")  # fmt: skip
+          f"{len(load.cache.pieces):,} pieces of {len(load.references.by_workflow):,} workflows")  # fmt: skip
     print(f"        the process grew by {grown_mb:.1f} MB, of which tracemalloc itself holds {traced_mb:.1f} MB")
 
 
@@ -108,9 +108,9 @@ def measure_time(load: Load, workflows: int) -> None:
     pieces = len(load.cache.pieces)
     load.taken.clear()
     with load.timed("holdings of all workflows"):
-        load.claims.holdings()
+        load.references.holdings()
     with load.timed("forgetting the workflows that turned first, and what they left"):
-        load.claims.forget_older_than(load.now - workflows * 0.005)
+        load.references.forget_older_than(load.now - workflows * 0.005)
     with load.timed(f"giving up {pieces:,} pieces at once"):
         load.cache.shrink(0.0)
     print("\n".join(["", *table(["event", "count", "median µs", "p99 µs", "max µs"], rows)]))
@@ -132,7 +132,7 @@ def main() -> None:
     measure_memory(load)
     if args.check:
         load.cache.check_integrity()
-        load.claims.check_integrity()
+        load.references.check_integrity()
         print("        all its promises hold")
     del load
     measure_time(Load(*shape), args.workflows)

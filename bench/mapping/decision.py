@@ -45,7 +45,7 @@ def serving_of() -> Serving:
     can = dict.fromkeys(core.Capability, core.Support.NATIVE)
     for scheduler in serving.schedulers.values():
         scheduler.health.probe = core.Probe(("m",), can, context_tokens=32_768)
-        scheduler.pace.speed = SPEED
+        scheduler.speed_meter.speed = SPEED
     return serving
 
 

@@ -70,7 +70,7 @@ class Study:
 
     async def _play(self, number: int, plan: Plan) -> None:
         runs, began_s, left_s = self.runs, self.runs.clock(), plan.service_s(self._parameters)
-        forecast = runs.virtual.serving.foresight.forecast(plan.kind, structure_of(plan.kind), {})
+        forecast = runs.virtual.serving.lookahead.forecast(plan.kind, structure_of(plan.kind), {})
         state = runs.begin(f"run {number}", forecast=forecast)
         first_s = began_s
         for at, step in enumerate(plan.steps):

@@ -235,7 +235,7 @@ TWO_STAGES = core.GraphStructure(
 
 async def stages(arena: Arena, tokens: int, gap_s: float) -> None:
     """Sixteen runs of a plan and an order; the first four teach what the order begins with."""
-    forecast = arena.runs.virtual.serving.foresight.forecast("order", TWO_STAGES, {})
+    forecast = arena.runs.virtual.serving.lookahead.forecast("order", TWO_STAGES, {})
     rules_text, gaps = text(arena.dice("rules"), tokens), arena.dice("gaps")
 
     async def one(number: int) -> None:

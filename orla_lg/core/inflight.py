@@ -72,7 +72,7 @@ class InFlightCall:
         "__weakref__", "_booked", "_first_s", "_holding", "_keep_s", "_lock", "_open", "_queued", "_record",
         "_wait_s", "assignment", "attempts", "backend", "began_s", "call", "cut", "departed_s", "entered_s",
         "external", "fit", "holder", "holds", "layers", "mappers", "max_attempts", "model", "on_end", "place",
-        "reservation", "scheduler", "seat", "services", "swap_s", "tried", "usage", "why_external",
+        "reservation", "scheduler", "services", "slot_lease", "swap_s", "tried", "usage", "why_external",
     )  # fmt: skip
 
     def __init__(
@@ -106,7 +106,7 @@ class InFlightCall:
         self.model: str | None = None
         """The model to ask the backend for."""
         self.scheduler: BackendScheduler | None = None
-        self.seat: SlotLease | None = None
+        self.slot_lease: SlotLease | None = None
         self.max_attempts = 1
         self.tried: list[str] = []
         """The backends of its attempts so far, one entry an attempt."""
@@ -171,7 +171,7 @@ class InFlightCall:
         self.model = model_asked(own, self.scheduler.health.probe, in_code) or in_code  # known by now, if it was not
         self.departed_s = self.services.clock()
         self._wait_s += self.departed_s - self.entered_s
-        self.seat = self._queued.lease
+        self.slot_lease = self._queued.lease
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
@@ -194,15 +194,15 @@ class InFlightCall:
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
         assert self.scheduler is not None
-        call, seat, isolation = self.call, self.seat, self.scheduler.isolation
+        call, slot_lease, isolation = self.call, self.slot_lease, self.scheduler.isolation
         directions = Directions(
             call_id=f"{call.id}.{self.attempts}",
             workflow=call.identity.workflow,
             stage=call.identity.stage,
             keep_s=self.services.memory.keep_s(call),
             priority=call.hints.priority or 0.0,
-            slot=None if seat is None else seat.slot,
-            fresh=seat is not None and not seat.reuses,
+            slot=None if slot_lease is None else slot_lease.slot,
+            fresh=slot_lease is not None and not slot_lease.reuses,
             cache_salt=isolation.salt(call.identity.tenant) if isolation.on else "",
         )
         self._keep_s = directions.keep_s
@@ -327,8 +327,8 @@ class InFlightCall:
         ttft_s = None if record.ttft_s is None else record.ttft_s - swap_s  # a swap is no prefill
         run = None if record.run is None else self.services.book.run(record.run)
         if run is not None and not self.call.ask.embeds:
-            self.services.foresight.served(run, self.call, record, service_s)
-        scheduler.pace.note(
+            self.services.lookahead.served(run, self.call, record, service_s)
+        scheduler.speed_meter.note(
             service_s=service_s - swap_s,
             prefill_s=ttft_s if self.usage is None else self.usage.prefill_s or ttft_s,
             fresh_tokens=None if prompt is None else prompt - (record.cached_tokens or 0),
@@ -370,8 +370,8 @@ class InFlightCall:
         call, usage, chosen, scheduler = self.call, self.usage, self.assignment, self.scheduler
         who = call.identity
         waited = self._wait_s if self.departed_s is not None else now - call.arrived_s
-        claimed = None if self._queued is None else self._queued.claimed
-        expected_tokens = None if claimed is None else claimed.tokens
+        expected = None if self._queued is None else self._queued.expected
+        expected_tokens = None if expected is None else expected.tokens
         reason = self.why_external if chosen is None else chosen.reason
         return Record(
             id=call.id,
@@ -391,7 +391,7 @@ class InFlightCall:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action="engine" if self.seat is None else self._cache_action(self.seat.action, expected_tokens),
+            cache_action="engine" if self.slot_lease is None else self._cache_action(self.slot_lease.action, expected_tokens),
             attempts=self.attempts,
             cost_usd=None if usage is None or scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),

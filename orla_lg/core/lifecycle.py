@@ -130,7 +130,7 @@ def arrive(
     standing = RunShare(now) if run is None else run.standing
     call = Call(call_id, identity, ask, said, merged, now, standing, timeout=timeout, may_pass=may_pass)
     if run is not None:
-        services.foresight.expect(call, run)
+        services.lookahead.expect(call, run)
     return kind(services, call, chain, layers)
 
 
@@ -179,7 +179,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
                     except TimeoutError:
                         raise too_late(inflight, scheduler) from None
                 inflight.depart()
-                if inflight.seat is not None and inflight.seat.swap is not None:  # 5 prepare
+                if inflight.slot_lease is not None and inflight.slot_lease.swap is not None:  # 5 prepare
                     yield from _prepare(inflight, scheduler)
                 response = yield Send(sender, inflight)  # 6 dispatch
             except AttemptFailed as failure:
@@ -267,7 +267,7 @@ def reserve(
     run = None if call.identity.run is None else services.book.run(call.identity.run)
     service_s = None
     if run is not None:
-        service_s = services.foresight.estimates.service_s(run.trace.graph, call.identity.stage)
+        service_s = services.lookahead.estimates.service_s(run.trace.graph, call.identity.stage)
     asked = expected(call, assignment, scheduler.backend.cost, service_s)
     inflight.reservation = services.limits.promise(
         call, inflight.layers, run, asked, inflight.reservation, refuses=refuses
@@ -290,11 +290,11 @@ def _pass_circuit(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
 
 def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
     """Wait until the call's slot is its own: what lay there saved, what the workflow left restored."""
-    assert inflight.seat is not None and inflight.seat.swap is not None
+    assert inflight.slot_lease is not None and inflight.slot_lease.swap is not None
     # After a time-out it goes on: an engine that answers no order will not answer the call either.
     began_s = inflight.services.clock()
     with contextlib.suppress(TimeoutError), inflight.services.pauses.one() as turn:
-        yield Wait(inflight.seat.swap.ended, min(SWAP_PATIENCE_S, patience_of(inflight)), turn)
+        yield Wait(inflight.slot_lease.swap.ended, min(SWAP_PATIENCE_S, patience_of(inflight)), turn)
     inflight.swap_s = inflight.services.clock() - began_s
     if patience_of(inflight) <= 0:
         raise too_late(inflight, scheduler)

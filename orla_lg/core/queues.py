@@ -53,7 +53,7 @@ class Queued:
     """What policies remember of it, by a number of their own; few do, so there is none until then."""
     held: str = ""
     """Why it could not go when it was last looked at; empty: for want of a place."""
-    claimed: ExpectedTokens | None = None
+    expected: ExpectedTokens | None = None
     """What it should find in the cache, from its grant on."""
     prompt: Prompt | None = None
     """What it sent, as far as a warm-up may need it."""

@@ -46,17 +46,18 @@ class BackendScheduler:
         self.queue = BackendQueue(backend.name, policies, backend.capacity, backend.max_concurrency)
         parts = EngineParts(
             backend, adapter, background, clock, self.lock, shared, self, told=self._told,
-            holdings=lambda: self.cache.holdings(), quiet=lambda: not (self.queue.in_flight or self.warming.running),
+            holdings=lambda: self.cache.holdings(),
+            quiet=lambda: not (self.queue.in_flight or self.prefetcher.running),
         )  # fmt: skip
         self.isolation, self.health, self.load, self.window = parts.isolation, parts.health, parts.load, parts.window
-        self.pace, self.caches = parts.pace, parts.caches
+        self.speed_meter, self.caches = parts.speed_meter, parts.caches
         self.orders, self.cache_orders = parts.orders, parts.cache_orders
         self.cache: EngineCache = self.caches.prefix
         """Of the kind that the engine turned out to be when it was last probed."""
         self._entered: dict[Queued, EngineCache] = {}
         """Calls with a grant, and the cache that let each in: a call leaves what it entered."""
-        self.warming = Prefetcher(self, background, clock, shared.warm_up, self.cache_orders.tell)
-        self.listener = self.warming if self.warming.able else None
+        self.prefetcher = Prefetcher(self, background, clock, shared.warm_up, self.cache_orders.tell)
+        self.listener = self.prefetcher if self.prefetcher.able else None
         """Hears of each call's entering, request and end; ``None`` where nothing does."""
         self.reports: list[Callable[[EngineStats], None]] = []
         """Called, outside the lock, with each report of the engine's load."""
@@ -102,7 +103,7 @@ class BackendScheduler:
         """Let the calls go that may go now."""
         with self.lock:
             granted = self._pump()
-        self.warming.look_soon()
+        self.prefetcher.look_soon()
         if granted:
             wake(granted)
 
@@ -161,20 +162,20 @@ class BackendScheduler:
         while queue.waiting:
             cache, queued = self.cache, None
             if queue.has_room():
-                queued = cache.choose(queue, now, self.pace.speed)
+                queued = cache.choose(queue, now, self.speed_meter.speed)
                 if queued is None and cache.again_at_s < self._again_at_s:
                     self._again_at_s = cache.again_at_s
                     self._background.call_later(cache.again_at_s - now, self._look_again)
             if queued is not None:
                 granted.append(self._grant(queued, now))
-            elif not self.warming.give_up():
+            elif not self.prefetcher.give_up():
                 break
         return granted
 
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
         queued.extra = extra
         self._entered[queued] = self.cache
-        if (gone_tokens := self.cache.enter(queued, now, self.pace.speed)) > 0:
+        if (gone_tokens := self.cache.enter(queued, now, self.speed_meter.speed)) > 0:
             self.cache_orders.pressed(gone_tokens)
         return self.queue.grant(queued, extra=extra)
 
@@ -204,8 +205,8 @@ class BackendScheduler:
             was_granted, left = queued.granted, self.queue.leave(queued)
             if left and was_granted:
                 keep, now = followed(), self.clock()
-                if usage is not None and queued.claimed is not None:
-                    verdict = self.orders.judge(queued.claimed, usage.cached_tokens)
+                if usage is not None and queued.expected is not None:
+                    verdict = self.orders.judge(queued.expected, usage.cached_tokens)
                 self._entered.pop(queued).leave(queued, usage, now, tokens=tokens, followed=keep)
                 if self.queue.waiting:
                     self.queue.served(queued.call.identity.workflow, now)
@@ -219,7 +220,7 @@ class BackendScheduler:
         # round, so one of the two sees the other. While it is paused, what is in flight only shrinks.
         if self.drains and not self.queue.in_flight:
             self.drains.end()
-        if self.orders.news or (verdict is not None and verdict.claimed.after is not None):
+        if self.orders.news or (verdict is not None and verdict.expected.after is not None):
             self.cache_orders.tell(verdict)
 
     # What stays cached
@@ -227,20 +228,20 @@ class BackendScheduler:
     def apply(self, action: CacheAction) -> None:
         """Carry out what the memory policy asks for."""
         if action.verb is Verb.WARM:
-            self.warming.wish(action)
+            self.prefetcher.wish(action)
             return
         meaning = VERBS[action.verb]
         with self.lock:
             if meaning.forgets:
-                self.warming.forget(action.workflow)
+                self.prefetcher.forget(action.workflow)
             if meaning.releases:
-                self.warming.dismiss(action.workflow)
+                self.prefetcher.dismiss(action.workflow)
             cache = self.cache
-            trail = cache.apply(action)
+            order_log = cache.apply(action)
             granted = () if action.verb is Verb.PIN else self._pump()  # a pin gives no place up
             self.cache.tidy()
-        if trail is not None:
-            self.cache_orders.bring(cache, action, trail)
+        if order_log is not None:
+            self.cache_orders.bring(cache, action, order_log)
         if granted:
             wake(granted)
         self.cache_orders.tell()
@@ -264,7 +265,7 @@ class BackendScheduler:
     def forget(self, workflow: str) -> None:
         """Drop what is known of a workflow that will not come back."""
         with self.changing():
-            self.warming.forget(workflow)
+            self.prefetcher.forget(workflow)
             self.cache.forget(workflow)
 
     # The rest
@@ -273,7 +274,7 @@ class BackendScheduler:
         """End every wait with ``OrlaClosed``, and let nothing wait any more."""
         with self.lock:
             self._closed = True
-            self.warming.give_up(again=False)
+            self.prefetcher.give_up(again=False)
             waiting = list(self.queue)
         for queued in waiting:
             assert queued.turn is not None, "a waiting call has something to wait for"

@@ -32,7 +32,7 @@ class Services:
     book: WorkflowBook
     records: RecordBook
     limits: LimitBook
-    foresight: Lookahead
+    lookahead: Lookahead
     memory: MemoryManager
     progress: GraphProgress
     schedulers: Schedulers

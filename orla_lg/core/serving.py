@@ -89,8 +89,8 @@ class Serving:
         self.learners.enlist(mapper)
         self.updates = RecordUpdates(self.records, journal, self.book.is_running)
         self.limits = LimitBook(limits, clock)
-        self.foresight = Lookahead(self.background, clock, estimates_file)
-        self.estimates = self.foresight.estimates
+        self.lookahead = Lookahead(self.background, clock, estimates_file)
+        self.estimates = self.lookahead.estimates
         self.warm_up = warm_up
         """What warm-ups may take; ``None``: there are none."""
         self.schedulers = Schedulers()
@@ -110,13 +110,13 @@ class Serving:
         moves = self.moves = Moves(self.schedulers, self.book, self.memory, self.mappings, clock)
         self.steering = Steering(self.schedulers, self.book, unread_hints, moves)
         self.progress = GraphProgress(
-            self.book, self.foresight, self.memory, self.records, self.updates, clock, self.guard,
+            self.book, self.lookahead, self.memory, self.records, self.updates, clock, self.guard,
             looks_ahead=warm_up is not None,
         )  # fmt: skip
         self.new_id = call_ids()
         self.resources = hold(self, adapters, owned=background is None)
         self.services = Services(
-            clock, self.background, self.new_id, self.book, self.records, self.limits, self.foresight, self.memory,
+            clock, self.background, self.new_id, self.book, self.records, self.limits, self.lookahead, self.memory,
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
@@ -203,7 +203,7 @@ class Serving:
         self.background.finish_errands(CLOSE_PATIENCE_S)
         closing = [self.background.submit(scheduler.adapter.aclose()) for scheduler in self.schedulers.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
-        self.foresight.close()
+        self.lookahead.close()
         self.background.close()
         self.updates.close()
         if self.journal is not None:

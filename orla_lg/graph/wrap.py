@@ -157,7 +157,7 @@ def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None, stages: Kno
     structure, known = look_ahead(graph), stages or stages_of(graph)
     core.serving.guard.heed(structure)
     homes = {planned.stage: planned.backends[0] for planned in plan(core, known, mapper) if planned.backends}
-    return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
+    return core.serving.lookahead.forecast(name_of(graph, structure), structure, homes)
 
 
 def tree_of(graph: AnyPregel, core: Core | None, mapper: Mapper | None = None) -> StageTree:

@@ -291,12 +291,12 @@ class LinkedCall(InFlightCall):
             grant.backend, grant.model, grant.mapper or "", grant.reason, (), grant.parameters,
             read_considered(grant.considered),
         )  # fmt: skip
-        self.seat, self._queued = None, None
+        self.slot_lease, self._queued = None, None
         if grant.cache_action is not None:
-            self.seat = SlotLease(grant.slot or 0, grant.cache_action, fresh=False)
+            self.slot_lease = SlotLease(grant.slot or 0, grant.cache_action, fresh=False)
         if grant.expected_tokens is not None:
-            claimed = ExpectedTokens(grant.expected_tokens, 0, None, None)
-            self._queued = Queued(self.call, 0, waiting=False, granted=True, claimed=claimed)
+            expected = ExpectedTokens(grant.expected_tokens, 0, None, None)
+            self._queued = Queued(self.call, 0, waiting=False, granted=True, expected=expected)
         self.call.final_odds = grant.final_odds
         self.attempts += 1
         if services.records.heard:

@@ -148,7 +148,7 @@ class LinkedServing(Serving):
         self.limits = services.limits = LinkedLimits(NO_LIMITS, self.clock, self.cores)
         self.progress = services.progress = LinkedProgress(
             self.book,
-            self.foresight,
+            self.lookahead,
             self.memory,
             self.records,
             self.updates,

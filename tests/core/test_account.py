@@ -97,7 +97,7 @@ class Flying:
     workflow: str
     stage: str
     messages: list[Message]
-    stay: CacheHandle
+    handle: CacheHandle
     held: list[int] | None = None
     cached: int = 0
 
@@ -125,7 +125,7 @@ class AccountMachine(RuleBasedStateMachine):
         super().__init__()
         self.engine = PoolEngine(self.BLOCKS)
         self.cache = PrefixTree(tokens_per_char=0.25)
-        self.claims = References(self.cache)
+        self.references = References(self.cache)
         self.flying: list[Flying] = []
         self.said: dict[tuple[str, str], list[Message]] = {}
         self.ended: list[Ended] = []
@@ -147,13 +147,13 @@ class AccountMachine(RuleBasedStateMachine):
             return
         if not self.engine.room(tokens_of(asked), [0] * 60):
             return
-        stay = self.cache.begin(Ask("auto", asked), 30.0, workflow)
-        taken = [each for each in self.ended if each.workflow == workflow and each.leaf in stay.path]
+        handle = self.cache.begin(Ask("auto", asked), 30.0, workflow)
+        taken = [each for each in self.ended if each.workflow == workflow and each.leaf in handle.path]
         for each in taken:  # a workflow that was forgotten comes back, with an answer that it got before this one
             if each.tokens != tokens_of(asked)[: len(each.tokens)]:
                 self.ended.remove(each)
-        self.claims.enter(workflow, 0.0)
-        self.flying.append(Flying(workflow, stage, asked, stay))
+        self.references.enter(workflow, 0.0)
+        self.flying.append(Flying(workflow, stage, asked, handle))
 
     @precondition(lambda self: any(each.held is None for each in self.flying))
     @rule(data=st.data())
@@ -176,15 +176,15 @@ class AccountMachine(RuleBasedStateMachine):
             return
         self.engine.finish(tokens, flown.held)
         before = dict(self.last_use)
-        self.cache.end(flown.stay, len(flown.prompt), len(tokens) - len(flown.prompt), flown.cached)
+        self.cache.end(flown.handle, len(flown.prompt), len(tokens) - len(flown.prompt), flown.cached)
         now = next(self.times)
-        self.claims.leave(flown.workflow, flown.stage, flown.stay.answer, now, followed=followed)
+        self.references.leave(flown.workflow, flown.stage, flown.handle.answer, now, followed=followed)
         self.flying.remove(flown)
         self.said[flown.workflow, flown.stage] = [*flown.messages, said]
         self.ended = [each for each in self.ended if each.leaf.alive] + [
-            Ended(flown.workflow, flown.stay.answer, tokens)
+            Ended(flown.workflow, flown.handle.answer, tokens)
         ]
-        self.last_use |= {piece: now for piece in flown.stay.answer.path() if not piece.users}
+        self.last_use |= {piece: now for piece in flown.handle.answer.path() if not piece.users}
         self.judge(flown, tokens, before)
 
     @precondition(lambda self: self.flying)
@@ -192,10 +192,10 @@ class AccountMachine(RuleBasedStateMachine):
     def undo(self, data: st.DataObject) -> None:
         flown = data.draw(st.sampled_from(self.flying))
         if flown.held is None:
-            self.cache.undo(flown.stay)
-            self.claims.leave(flown.workflow, flown.stage, None, next(self.times), followed=True)
+            self.cache.undo(flown.handle)
+            self.references.leave(flown.workflow, flown.stage, None, next(self.times), followed=True)
             self.flying.remove(flown)
-            self.last_use |= dict.fromkeys((piece for piece in flown.stay.path if not piece.users), next(self.times))
+            self.last_use |= dict.fromkeys((piece for piece in flown.handle.path if not piece.users), next(self.times))
 
     @precondition(lambda self: self.AT_RANDOM)
     @rule(seed=st.integers(0, 99), share=st.sampled_from([0.05, 0.3, 1.0]))
@@ -204,31 +204,31 @@ class AccountMachine(RuleBasedStateMachine):
 
     @rule(workflow=st.sampled_from("uvw"))
     def forget(self, workflow: str) -> None:
-        self.claims.turned(workflow, Doing.HUMAN, next(self.times))
-        self.claims.forget(workflow)
+        self.references.turned(workflow, Doing.HUMAN, next(self.times))
+        self.references.forget(workflow)
 
     # What must be so
 
     def judge(self, flown: Flying, tokens: list[int], before: dict[PrefixNode, int]) -> None:
         """The claim about the prompt of an answer that just came, and about what it showed to be gone."""
-        path = list(flown.stay.answer.path())
+        path = list(flown.handle.answer.path())
         claimed = sum(piece.there_tokens for piece in path)
         assert claimed <= TOO_MUCH * self.engine.findable(tokens), "about its prompt"
-        ends, most = list(itertools.accumulate(flown.stay.believed)), flown.cached + self.cache.witness.slack_tokens
+        ends, most = list(itertools.accumulate(flown.handle.believed)), flown.cached + self.cache.witness.slack_tokens
         lost = [n for n, end in enumerate(ends) if min(end, len(flown.prompt) - 1) >= most]
-        for piece in flown.stay.path[lost[0] :] if lost else ():
+        for piece in flown.handle.path[lost[0] :] if lost else ():
             assert not [each for each in piece.children() if each not in path and each.idle], (
                 "it followed what was lost"
             )
-        if lost and not self.AT_RANDOM and flown.stay.used <= lost[0] < flown.stay.proven:
-            used = before[flown.stay.path[lost[0]]]
-            older = [piece for piece in self.cache.shelf if self.last_use[piece] < used]
+        if lost and not self.AT_RANDOM and flown.handle.used <= lost[0] < flown.handle.proven:
+            used = before[flown.handle.path[lost[0]]]
+            older = [piece for piece in self.cache.eviction_order if self.last_use[piece] < used]
             assert not older, "used before what was lost, by an engine that gives up the oldest first"
 
     @invariant()
     def promises_hold(self) -> None:
         self.cache.check_integrity()
-        self.claims.check_integrity()
+        self.references.check_integrity()
         self.engine.pool.check_integrity()
 
 

@@ -45,7 +45,7 @@ class Side:
         queued = self.calls.pop(call_id)
         if queued.granted:
             body = {"model": "m", "messages": queued.call.ask.messages}
-            self.scheduler.warming.sending(queued, body)
+            self.scheduler.prefetcher.sending(queued, body)
         self.scheduler.leave(
             queued, usage=usage, tokens=0 if usage is None else usage.prompt_tokens, followed=lambda: True
         )

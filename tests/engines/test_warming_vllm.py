@@ -126,7 +126,7 @@ def test_a_call_that_comes_while_it_is_warmed_does_not_wait(orla: Orla, engine: 
         waits.crowd_out(2)
         orla.core.serving.schedulers["main"].forgotten()
         warm_for_who_waits(orla)
-        wait_until(lambda: (under_way := orla.core.serving.schedulers["main"].warming.running) and under_way.sent)
+        wait_until(lambda: (under_way := orla.core.serving.schedulers["main"].prefetcher.running) and under_way.sent)
 
     waits = Waits(orla, engine, meanwhile)
     _, after = waits.run(words(2))

@@ -558,7 +558,7 @@ def test_a_replica_sends_the_prefetch_of_the_prompt_that_it_keeps(world: World) 
     call = enter("c1", run="run", workflow="t", thread=True, chars=[8000, 8000], prompt_chars=16_000)
     replica.tell(call, messages.Keeps("c1", 16_000, 3), first("c1"), end("c1", prompt_tokens=4000))
     scheduler = core.serving.schedulers["a"]
-    kept = scheduler.warming.prompts.last.get("t")
+    kept = scheduler.prefetcher.prompts.last.get("t")
     assert isinstance(kept, Prompt) and kept.chars == 16_000
     scheduler.forgotten()
     scheduler.apply(CacheAction(Verb.WARM, "t", "a"))
@@ -575,7 +575,7 @@ def test_a_replica_sends_the_prefetch_of_the_prompt_that_it_keeps(world: World) 
     world.settle(0.1)
     assert [each.order for each in replica.got(messages.StopWarm)] == [replica.got(messages.Warm)[1].order]
     replica.drop()
-    assert scheduler.warming.running is None
+    assert scheduler.prefetcher.running is None
 
 
 def test_a_place_among_the_calls_of_a_key_comes_back_however_a_call_leaves(world: World) -> None:

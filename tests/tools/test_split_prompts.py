@@ -131,7 +131,7 @@ def test_what_it_keeps_is_hashed_as_the_real_prompt_is(bench: Callable[..., Work
 
     def look() -> None:
         work.prefilled()
-        book = work.orla.core.serving.schedulers["main"].warming.prompts
+        book = work.orla.core.serving.schedulers["main"].prefetcher.prompts
 
         def split() -> list[tuple[int, ...]]:
             return [prompt.ask.prefix for prompt in book.last.newest() if prompt.base is not None]
@@ -214,7 +214,7 @@ def test_the_real_call_gives_a_prefetch_up(bench: Callable[..., Workbench]) -> N
     work.agent().invoke(QUESTION)
     assert work.said.given_up == 1 and work.said.done == 0
     assert work.orla.records()[-1].queue_wait_s < 1.0
-    assert not work.orla.core.serving.schedulers["main"].warming.prompts.split
+    assert not work.orla.core.serving.schedulers["main"].prefetcher.prompts.split
 
 
 # What cannot be predicted
@@ -259,7 +259,7 @@ def test_a_stage_that_differs_stops(bench: Callable[..., Workbench], middleware:
 
 def test_a_named_agent_is_learned(bench: Callable[..., Workbench]) -> None:
     work = bench(in_turn(*[asked("first", "third")] * 3))
-    book, names = work.orla.core.serving.schedulers["main"].warming.prompts, []
+    book, names = work.orla.core.serving.schedulers["main"].prefetcher.prompts, []
 
     def answers() -> list[Any]:
         kept = [each.body["messages"][-2:] for each in book.last.newest() if each.base is not None]
@@ -367,9 +367,9 @@ def test_a_run_that_ends_between_leaves_nothing(bench: Callable[..., Workbench])
         work.agent().invoke(QUESTION)
     assert len(work.orla.core.next_prompts) == 0
     work.orla.core.next_prompts.check_integrity()
-    book = work.orla.core.serving.schedulers["main"].warming.prompts
+    book = work.orla.core.serving.schedulers["main"].prefetcher.prompts
     assert not book.split and len(book.last) == 0
-    assert until(lambda: work.orla.core.serving.schedulers["main"].warming.running is None)
+    assert until(lambda: work.orla.core.serving.schedulers["main"].prefetcher.running is None)
 
 
 def test_parallel_branches_that_call_tools_are_told_apart(bench: Callable[..., Workbench]) -> None:

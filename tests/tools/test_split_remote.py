@@ -63,7 +63,7 @@ def test_the_core_has_a_replica_prefill_what_it_knows_by_hashes(
     assert is_beginning(prefetch, call) and len(prefetch.messages) >= 3
     assert call.cached_tokens > 1000
     assert (work.predictions.predicted, work.predictions.held) == (1, 1)
-    warmed = core.serving.schedulers["main"].warming
+    warmed = core.serving.schedulers["main"].prefetcher
     eventually(lambda: not core.serving.book.open_runs())
     assert warmed.statistics().split_used_tokens > 0.9 * warmed.statistics().split_warmed_tokens > 0
     assert not warmed.prompts.split
@@ -103,12 +103,12 @@ def test_a_prompt_that_the_replica_does_not_keep_any_more_is_not_sent(
     scheduler = core.serving.schedulers["main"]
 
     def drop() -> None:
-        eventually(lambda: scheduler.warming.prompts.split)
+        eventually(lambda: scheduler.prefetcher.prompts.split)
         replica: Any = work.orla.core.serving
         for workflow, stage in list(replica.cores.home.prompts._books["main"].split):
             replica.cores.home.prompts._books["main"].came(workflow, stage)
             scheduler.apply(CacheAction(Verb.WARM, workflow, "main", graph=stage[0], stage=stage[1], next_of="gone"))
-        eventually(lambda: scheduler.warming.running is None)
+        eventually(lambda: scheduler.prefetcher.running is None)
 
     work.holds["second"] = drop
     work.agent().invoke(QUESTION)

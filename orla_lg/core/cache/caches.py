@@ -33,7 +33,7 @@ class EngineCaches:
         background: Where orders to the engine run.
         clock: Monotonic seconds.
         health: Of the engine.
-        pace: How fast it is.
+        speed_meter: How fast it is.
         estimates: Of what calls need.
         returns: When workflows come back.
         admission: Whether calls wait until their tokens fit.
@@ -51,7 +51,7 @@ class EngineCaches:
         background: Background,
         clock: Clock,
         health: Health,
-        pace: SpeedMeter,
+        speed_meter: SpeedMeter,
         estimates: Estimates | None,
         returns: ReturnBook | None,
         *,
@@ -72,7 +72,7 @@ class EngineCaches:
                 doubt=health.doubt_contents,
             )  # fmt: skip
         names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
-        self.swaps = Swaps(names, able=False, prices=Prices(pace), odds=(returns or ReturnBook()).chance)
+        self.swaps = Swaps(names, able=False, prices=Prices(speed_meter), odds=(returns or ReturnBook()).chance)
 
     def of(self, probe: Probe, before: EngineCache) -> EngineCache:
         """Return the cache of what an engine says it is; what lies in slots that are no more is forgotten."""

@@ -127,7 +127,7 @@ class EngineCache(Protocol):
         ...
 
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
-        """Let a call in, setting its ``claimed`` and, on engines with slots, its ``lease``.
+        """Let a call in, setting its ``expected`` and, on engines with slots, its ``lease``.
 
         Returns the tokens that the engine is believed to give up for it, beyond what it holds.
         """
@@ -164,7 +164,7 @@ class EngineCache(Protocol):
         """Carry out what a policy asks for; returns the trail for the engine's answer, if it is to be asked."""
         ...
 
-    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, order_log: OrderLog, effect: Effect, now: float) -> None:
         """Follow what the engine says it did."""
         ...
 
@@ -280,7 +280,7 @@ class EngineCache(Protocol):
         """Return a snapshot."""
         ...
 
-    def admission(self) -> AdmissionStatistics | None:
+    def admission_statistics(self) -> AdmissionStatistics | None:
         """Return a snapshot of how calls are admitted; ``None`` on engines with slots."""
         ...
 

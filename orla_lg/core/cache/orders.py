@@ -81,29 +81,29 @@ class CacheOrders:
 
     # To the engine
 
-    def bring(self, cache: EngineCache, action: CacheAction, trail: OrderLog) -> None:
+    def bring(self, cache: EngineCache, action: CacheAction, order_log: OrderLog) -> None:
         """Give the engine an order, the first that it is able to of those that the verb stands for."""
         order = next((each for each in VERBS[action.verb].orders if self._offers(each.needs)), None)
         if self._control is not None and order is not None:
             try:
-                self._background.errand(self._order(self._control, order, cache, action, trail))
+                self._background.errand(self._order(self._control, order, cache, action, order_log))
             except OrlaClosed:
-                self._took_effect(cache, action, trail, Effect.FAILED)
+                self._took_effect(cache, action, order_log, Effect.FAILED)
         else:
-            self._took_effect(cache, action, trail, Effect.UNSUPPORTED)
+            self._took_effect(cache, action, order_log, Effect.UNSUPPORTED)
 
     async def _order(
-        self, control: KVControl, order: EngineOrder, cache: EngineCache, action: CacheAction, trail: OrderLog
+        self, control: KVControl, order: EngineOrder, cache: EngineCache, action: CacheAction, order_log: OrderLog
     ) -> None:
         effect = Effect.UNKNOWN
         try:
             effect = await order.ask(control, WorkflowCache(action.workflow), action)
         finally:
-            self._took_effect(cache, action, trail, effect)
+            self._took_effect(cache, action, order_log, effect)
 
-    def _took_effect(self, cache: EngineCache, action: CacheAction, trail: OrderLog, effect: Effect) -> None:
+    def _took_effect(self, cache: EngineCache, action: CacheAction, order_log: OrderLog, effect: Effect) -> None:
         with self._lock:
-            cache.took_effect(action, trail, effect, self._clock())
+            cache.took_effect(action, order_log, effect, self._clock())
         self.tell()
 
     def linger(self, keep_s: float) -> None:
@@ -130,8 +130,8 @@ class CacheOrders:
             return
         for call_id, order in news:
             self._sink.ordered(call_id, order)
-        if verdict is not None and verdict.claimed.after is not None:
-            self._sink.judged(verdict.claimed.after, verdict)
+        if verdict is not None and verdict.expected.after is not None:
+            self._sink.judged(verdict.expected.after, verdict)
 
     def pressed(self, needs_tokens: float) -> None:
         """Report to the memory manager, soon and once, how many tokens are wanted beyond what the engine holds.

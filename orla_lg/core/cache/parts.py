@@ -79,14 +79,14 @@ class EngineParts:
         self.health = Health(backend, adapter, background, clock, lock, listener)
         self.load = LoadWatch(adapter, background, clock, told) if isinstance(adapter, Observable) else None
         self.window = Window()
-        self.pace = SpeedMeter()
+        self.speed_meter = SpeedMeter()
         self.orders = OrderBook()
         self.cache_orders = CacheOrders(
             backend.name, adapter, self.orders, holdings, lock, background, clock,
             offers=self.health.offers, sink=shared.sink, signal=shared.signal,
         )  # fmt: skip
         self.caches = EngineCaches(
-            backend, adapter, self.orders, lock, background, clock, self.health, self.pace, shared.estimates,
+            backend, adapter, self.orders, lock, background, clock, self.health, self.speed_meter, shared.estimates,
             shared.returns, admission=shared.admission, quiet=quiet, tell=self.cache_orders.tell,
             go_on=listener.go_on,
         )  # fmt: skip

@@ -118,7 +118,7 @@ class ExpectedTokens(NamedTuple):
 class Verification(NamedTuple):
     """What a call's ``cached_tokens`` say of the tokens expected."""
 
-    claimed: ExpectedTokens
+    expected: ExpectedTokens
     cached_tokens: int | None
     """``None`` where the engine did not count."""
     borne_out: bool | None
@@ -139,18 +139,18 @@ class VerificationCounts:
     """By effect, how often it did not."""
 
 
-def judge(claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
+def judge(expected: ExpectedTokens, cached_tokens: int | None) -> Verification:
     """Compare the tokens expected with what a call found."""
     if cached_tokens is None:
-        return Verification(claimed, None, None)
-    slack = max(SLACK_TOKENS, SLACK * claimed.tokens)
+        return Verification(expected, None, None)
+    slack = max(SLACK_TOKENS, SLACK * expected.tokens)
     borne_out: bool | None = None
-    finds = _FINDS[claimed.effect]
+    finds = _FINDS[expected.effect]
     if finds is Finds.SHARED:
-        borne_out = cached_tokens <= claimed.shared_tokens + slack
-    elif finds is Finds.ALL and claimed.tokens > slack:  # of less, nothing at all could be missing
-        borne_out = cached_tokens >= claimed.tokens - slack
-    return Verification(claimed, cached_tokens, borne_out)
+        borne_out = cached_tokens <= expected.shared_tokens + slack
+    elif finds is Finds.ALL and expected.tokens > slack:  # of less, nothing at all could be missing
+        borne_out = cached_tokens >= expected.tokens - slack
+    return Verification(expected, cached_tokens, borne_out)
 
 
 def recomputed(expected_tokens: int, cached_tokens: int) -> bool:
@@ -162,7 +162,7 @@ class OrderBook:
     """The order logs of one backend. Under the backend's lock."""
 
     def __init__(self) -> None:
-        self.trails = BoundedDict[str, OrderLog](KEEP_TRAILS)
+        self.order_logs = BoundedDict[str, OrderLog](KEEP_TRAILS)
         self.counts: Counter[str] = Counter()
         """Per ``verb:effect``, and ``linger:effect``, how often."""
         self.news: list[tuple[str, Order]] = []
@@ -176,28 +176,28 @@ class OrderBook:
 
     def called(self, workflow: str, call_id: str) -> None:
         """Note that a call of a workflow reached the engine: what follows is in its log."""
-        self.trails.set(workflow, OrderLog(call_id))
+        self.order_logs.set(workflow, OrderLog(call_id))
 
     def asks(self, workflow: str, verb: Verb) -> OrderLog | None:
         """Open an order; ``None`` if the engine has seen nothing of the workflow, or the last order was the same."""
-        trail = self.trails.get(workflow)
-        if trail is None or (trail.last_verb is verb and not VERBS[verb].repeats):
+        order_log = self.order_logs.get(workflow)
+        if order_log is None or (order_log.last_verb is verb and not VERBS[verb].repeats):
             return None
-        trail.last_verb = verb
-        trail.waits += 1
-        return trail
+        order_log.last_verb = verb
+        order_log.waits += 1
+        return order_log
 
-    def answered(self, trail: OrderLog, order: Order) -> None:
+    def answered(self, order_log: OrderLog, order: Order) -> None:
         """Note what came of an order that was on its way."""
-        trail.waits -= 1
-        self.note(order, trail)
+        order_log.waits -= 1
+        self.note(order, order_log)
 
-    def note(self, order: Order, trail: OrderLog | None = None) -> None:
+    def note(self, order: Order, order_log: OrderLog | None = None) -> None:
         """Count an order's effect, and keep it in the log of the call that it followed."""
         self.counts[str(order)] += 1
-        if trail is not None:
-            trail.orders = [*trail.orders[-KEEP_ORDERS + 1 :], order]
-            self.news.append((trail.call_id, order))
+        if order_log is not None:
+            order_log.orders = [*order_log.orders[-KEEP_ORDERS + 1 :], order]
+            self.news.append((order_log.call_id, order))
 
     def take_news(self) -> list[tuple[str, Order]]:
         """Return the orders that the records do not have yet, once."""
@@ -210,27 +210,27 @@ class OrderBook:
 
     def claim(self, workflow: str, tokens: int, shared_tokens: int, now: float) -> ExpectedTokens:
         """Return what a call that goes now should find."""
-        trail = self.trails.get(workflow)
-        if trail is None:
+        order_log = self.order_logs.get(workflow)
+        if order_log is None:
             return ExpectedTokens(tokens, shared_tokens, None, None)
         effects = [
             order.effect
-            for order in trail.orders
+            for order in order_log.orders
             if now < order.until_s and _FINDS[order.effect] is not Finds.AS_BEFORE
         ]
-        return ExpectedTokens(tokens, shared_tokens, trail.call_id, effects[-1] if effects else None)
+        return ExpectedTokens(tokens, shared_tokens, order_log.call_id, effects[-1] if effects else None)
 
-    def judge(self, claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
+    def judge(self, expected: ExpectedTokens, cached_tokens: int | None) -> Verification:
         """Compare the tokens expected with what the call found, and count the outcome."""
-        verdict = judge(claimed, cached_tokens)
-        if cached_tokens is not None and _FINDS[claimed.effect] is not Finds.SHARED:
-            self._claimed_tokens += claimed.tokens
-            self._verified_tokens += min(claimed.tokens, cached_tokens)
+        verdict = judge(expected, cached_tokens)
+        if cached_tokens is not None and _FINDS[expected.effect] is not Finds.SHARED:
+            self._claimed_tokens += expected.tokens
+            self._verified_tokens += min(expected.tokens, cached_tokens)
         if verdict.borne_out is not None:
-            if cached_tokens is not None and _FINDS[claimed.effect] is not Finds.SHARED:
-                self.found(claimed.tokens, cached_tokens)
+            if cached_tokens is not None and _FINDS[expected.effect] is not Finds.SHARED:
+                self.found(expected.tokens, cached_tokens)
             counter = self._borne_out if verdict.borne_out else self._refuted
-            counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
+            counter["kept" if expected.effect is None else str(expected.effect)] += 1
         return verdict
 
     def found(self, expected_tokens: float, cached_tokens: int) -> None:
@@ -241,14 +241,14 @@ class OrderBook:
 
     def forget(self, workflow: str) -> OrderLog | None:
         """Forget a workflow that will not come back; returns its log, to which orders may still be added."""
-        return self.trails.pop(workflow)
+        return self.order_logs.pop(workflow)
 
     def check_integrity(self) -> None:
         """Assert the invariants."""
-        assert len(self.trails) <= KEEP_TRAILS
-        for trail in self.trails.values():
-            assert len(trail.orders) <= KEEP_ORDERS and trail.waits >= 0, trail
-            assert trail.last_verb is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
+        assert len(self.order_logs) <= KEEP_TRAILS
+        for order_log in self.order_logs.values():
+            assert len(order_log.orders) <= KEEP_ORDERS and order_log.waits >= 0, order_log
+            assert order_log.last_verb is not None or not order_log.waits, f"nothing was asked, and yet waits: {order_log}"
         assert 0 <= self._verified_tokens <= self._claimed_tokens
 
     def truth(self) -> VerificationCounts:

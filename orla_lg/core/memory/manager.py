@@ -94,7 +94,7 @@ class MemoryManager:
         """
         if self._heeds_stages is None:
             rules = rules_for(self.policy, EventKind.STAGE_BUSY)
-            warmable = any(scheduler.warming.able for scheduler in self._schedulers.values())
+            warmable = any(scheduler.prefetcher.able for scheduler in self._schedulers.values())
             self._heeds_stages = warmable or any(type(rule) is not WarmNextStage for rule in rules)
             self._heeds_stages &= bool(rules)
         return self._heeds_stages
@@ -181,16 +181,16 @@ class MemoryManager:
     def forget_prompts(self) -> None:
         """Drop every prompt that is kept to be sent again: what may be sent where has changed."""
         for scheduler in self._schedulers.values():
-            scheduler.warming.forget_all()
+            scheduler.prefetcher.forget_all()
 
     def extend(self, split: SplitPrompt) -> bool:
         """Keep what is certain of a workflow's next prompt; returns whether it can be warmed, as far as is known."""
         scheduler = self._schedulers.get(split.backend)
-        return scheduler is not None and scheduler.warming.extend(split)
+        return scheduler is not None and scheduler.prefetcher.extend(split)
 
     def why_never_warmed(self) -> dict[str, str | None]:
         """Return of each backend why no prompt is ever prefilled there; ``None`` where one may be."""
-        return {name: scheduler.warming.why_never for name, scheduler in self._schedulers.items()}
+        return {name: scheduler.prefetcher.why_never for name, scheduler in self._schedulers.items()}
 
     # What is done
 

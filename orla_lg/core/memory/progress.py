@@ -27,7 +27,7 @@ class GraphProgress:
 
     Args:
         book: The open runs.
-        foresight: Learns the graphs' ways, and says what comes next.
+        lookahead: Learns the graphs' ways, and says what comes next.
         memory: Hears what may change what should be cached.
         records: Its listeners hear of runs.
         updates: Writes at a run's end what its records still lack.
@@ -39,7 +39,7 @@ class GraphProgress:
     def __init__(
         self,
         book: WorkflowBook,
-        foresight: Lookahead,
+        lookahead: Lookahead,
         memory: MemoryManager,
         records: RecordBook,
         updates: RecordUpdates,
@@ -49,7 +49,7 @@ class GraphProgress:
         looks_ahead: bool,
     ) -> None:
         self._book = book
-        self._foresight = foresight
+        self._lookahead = lookahead
         self._memory = memory
         self._records = records
         self._updates = updates
@@ -73,7 +73,7 @@ class GraphProgress:
         """Open a run of a root graph, of *tenant* if that is known; *graph* names one without a *forecast*."""
         state = self._book.run_started(run, thread=thread, tenant=tenant, parent=parent)
         state.standing.arrived_s = self._clock()
-        self._foresight.began(state, graph, forecast)
+        self._lookahead.began(state, graph, forecast)
         if state.returned:
             self._memory.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
         if self._records.heard:
@@ -92,14 +92,14 @@ class GraphProgress:
         for workflow in state.workflows:
             self._updates.run_ended(workflow)
         if ended is Outcome.DONE:
-            self._foresight.done(state)
+            self._lookahead.done(state)
         if self._records.heard:
             self._tell(Happening.RUN_ENDED, state, detail=str(ended))
 
     def ahead(self, run: str) -> Ahead | None:
         """Return what is expected of a run; ``None`` if it is not open."""
         state = self._book.run(run)
-        return None if state is None else self._foresight.ahead(state)
+        return None if state is None else self._lookahead.ahead(state)
 
     def thread_deleted(self, thread_id: str, tenant: str | None = None) -> None:
         """Free what a tenant's deleted thread kept."""
@@ -123,19 +123,19 @@ class GraphProgress:
             labels: Of its data, beside those that are declared of the stage.
         """
         run.now_in[stage] += 1
-        self._foresight.entered(run, stage, namespace or stage, step)
+        self._lookahead.entered(run, stage, namespace or stage, step)
         if labels:
             self.guard.claims(labels)
         if self.guard.flow.follows:
             self.guard.flow.entered(run, stage, labels)
         looks_ahead = self._looks_ahead and self._memory.heeds_stages()
-        if looks_ahead and self._foresight.estimates.calls(run.trace.graph, stage) == 0:
+        if looks_ahead and self._lookahead.estimates.calls(run.trace.graph, stage) == 0:
             self._tell_ahead(run, stage)
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
         """Note that a node of a run ended, well or not."""
         run.now_in[stage] -= 1
-        self._foresight.left(run, namespace or stage)
+        self._lookahead.left(run, namespace or stage)
 
     def stage_busy(self, call: Call) -> None:
         """Note that a call went to its engine: meanwhile the stage after it may be prepared for.
@@ -149,11 +149,11 @@ class GraphProgress:
             self._tell_ahead(run, call.identity.stage)
 
     def _tell_ahead(self, run: RunState, stage: str) -> None:
-        ahead = self._foresight.next_calls(run)
+        ahead = self._lookahead.next_calls(run)
         if not ahead:
             return
         graph = run.trace.graph
-        usual = self._foresight.estimates.learned(graph, stage)
+        usual = self._lookahead.estimates.learned(graph, stage)
         took = (usual.service_s if usual.calls else None, usual.other_s)
         busy_s = None if took == (None, None) else sum(filter(None, took))
         self._memory.signal(
@@ -182,7 +182,7 @@ class GraphProgress:
 
     def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:
         """Learn how long a tool of a run took, in *seconds*, ended well or not; the memory policy hears nothing."""
-        self._foresight.used_tool(run, stage, seconds)
+        self._lookahead.used_tool(run, stage, seconds)
         self._memory.returns.used(run.workflow, name, seconds)
 
     def prompt_split(self, run: RunState, split: SplitPrompt) -> bool:

@@ -103,7 +103,7 @@ class OpenCore(Protocol):
     """What the resources of a core need of it (``serving.Serving``)."""
 
     background: Background
-    foresight: Lookahead
+    lookahead: Lookahead
     journal: Journal | None
     resources: Resources
     services: Services
@@ -122,7 +122,7 @@ def hold(serving: OpenCore, adapters: Mapping[Backend, BackendAdapter], *, owned
         owned: Whether its thread is its own; one that is lent is its owner's to end.
     """
     resources = Resources(serving.background, adapters, serving.journal)
-    resources.add(serving.foresight.saver)
+    resources.add(serving.lookahead.saver)
     if owned:
         log.addFilter(resources.masking)
         resources.add(partial(log.removeFilter, resources.masking))

@@ -66,7 +66,7 @@ class SeenBackend(Protocol):
     queue: BackendQueue
     cache: EngineCache
     health: Health
-    warming: Prefetcher
+    prefetcher: Prefetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def statistics_of(scheduler: SeenBackend, now: float) -> BackendStatistics:
         health.reachable,
         health.state(),
         health.breaker.trips,
-        admission=cache.admission(),
-        warm_ups=scheduler.warming.statistics(),
+        admission=cache.admission_statistics(),
+        warm_ups=scheduler.prefetcher.statistics(),
         waiting=waiting_calls(queue, list(health.at_trial.values()), now),
     )
 

@@ -219,4 +219,4 @@ def begin_drain(scheduler: BackendScheduler) -> Waiter:
 def _pause(scheduler: BackendScheduler) -> None:
     """Grant nothing more, but to a call whose caller holds a grant already: its run could not end otherwise."""
     scheduler.queue.paused = True
-    scheduler.warming.give_up()
+    scheduler.prefetcher.give_up()

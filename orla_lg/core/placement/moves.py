@@ -306,12 +306,12 @@ class Moves:
 
     def _prefill(self, workflow: str, source: BackendScheduler, to: BackendScheduler) -> None:
         """Have the last known prompt of a workflow prefilled before its next call comes."""
-        prompt = source.warming.last_prompt(workflow)
+        prompt = source.prefetcher.last_prompt(workflow)
         if prompt is None or source.isolation.on is not to.isolation.on:  # its hashes would be others there
             return
         model = model_asked(to.backend.model, to.health.probe, prompt.ask.model)
         if model is not None:
-            to.warming.receive(workflow, prompt.elsewhere(to.backend.name, model))
+            to.prefetcher.receive(workflow, prompt.elsewhere(to.backend.name, model))
 
     def check_integrity(self) -> None:
         """Assert that moves are of workflows that are known, and are heeded exactly while there are any."""

@@ -337,7 +337,7 @@ class Prefetcher:
                 under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0
             )
             orders = self._scheduler.orders
-            orders.note(Order(Verb.WARM, said.effect), orders.trails.get(request.workflow) if warmed else None)
+            orders.note(Order(Verb.WARM, said.effect), orders.order_logs.get(request.workflow) if warmed else None)
             if warmed:
                 self._count(under_way, said.usage)
             else:

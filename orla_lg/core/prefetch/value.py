@@ -65,7 +65,7 @@ class PrefetchedEngine(Protocol):
     health: Health
     load: LoadWatch | None
     """What the engine says of its load; ``None`` where it says nothing."""
-    pace: SpeedMeter
+    speed_meter: SpeedMeter
 
     def warmed(self) -> None:
         """Go on after a prefetch; takes the lock."""
@@ -113,7 +113,7 @@ class PrefetchValue:
         )
         if evicts is None:
             return SkipReason.BUSY
-        tokens_per_s = scheduler.pace.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
+        tokens_per_s = scheduler.speed_meter.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
         if request.next_of and request.due_s - self._clock() < min(LONG_WAIT_S, missing / tokens_per_s):
             return SkipReason.SHORT_WAIT
         stakes = PrefetchBargain(

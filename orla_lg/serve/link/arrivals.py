@@ -250,7 +250,7 @@ class LinkedCalls:
         slot = self.taken(caller, False)
         call.withdrawn = slot.release
         call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
-        if message.slot is not None and inflight.seat is not None and inflight.seat.slot == message.slot:
+        if message.slot is not None and inflight.slot_lease is not None and inflight.slot_lease.slot == message.slot:
             self._free_slot(call)  # it is known where it is, and so which slots are free
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))

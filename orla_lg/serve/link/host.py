@@ -300,7 +300,7 @@ class LinkHost:
         """Return what a replica must know of this core."""
         serving, envs = self.serving, self._key_envs
         backends = [
-            flat_backend(scheduler.backend, api_key_env=envs.get(name), warms=scheduler.warming.able)
+            flat_backend(scheduler.backend, api_key_env=envs.get(name), warms=scheduler.prefetcher.able)
             for name, scheduler in serving.schedulers.items()
             if _may_use(caller, name)
         ]

@@ -62,8 +62,8 @@ class ReplicaCall(InFlightCall):
     @property
     def expected_tokens(self) -> int | None:
         """Of its prompt, what should be in the engine's cache; ``None`` before a grant."""
-        claimed = None if self._queued is None else self._queued.claimed
-        return None if claimed is None else claimed.tokens
+        expected = None if self._queued is None else self._queued.expected
+        return None if expected is None else expected.tokens
 
     def missed(self, failure: AttemptFailed) -> None:
         """Give the grant back; one that was not used is none of the call's attempts."""
@@ -103,13 +103,13 @@ def grant_of(inflight: ReplicaCall, epoch: int, attempt: int) -> Grant:
     call = inflight.call
     if inflight.external:
         return Grant(call.id, epoch, attempt, None, None, reason=inflight.why_external)
-    assignment, seat = inflight.assignment, inflight.seat
+    assignment, slot_lease = inflight.assignment, inflight.slot_lease
     assert assignment is not None
     return Grant(
         call.id, epoch, attempt, inflight.backend, inflight.model, assignment.mapper, assignment.reason,
         dict(assignment.parameters), flat_considered(assignment.considered), inflight.request_fields(),
-        inflight.counts_streams, inflight.expected_tokens, None if seat is None else seat.action,
-        None if seat is None else seat.slot, call.final_odds,
+        inflight.counts_streams, inflight.expected_tokens, None if slot_lease is None else slot_lease.action,
+        None if slot_lease is None else slot_lease.slot, call.final_odds,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class RunSignals:
         self._serving.guard.heed(structure)
         if not all(isinstance(home, str) for home in homes.values()):
             raise LinkBroken(f"the homes of graph {shown(name)} are no names")
-        self._graphs.set((replica.caller.key_id, name), self._serving.foresight.forecast(name, structure, homes))
+        self._graphs.set((replica.caller.key_id, name), self._serving.lookahead.forecast(name, structure, homes))
 
     def signal(self, replica: Replica, message: Signal) -> None:
         """Take in one signal.

@@ -237,7 +237,7 @@ class EventFeed:
                 self._live.keep_waiting(name, {call.id for at, call in self._in_queues() if at == name})
 
     def _newest_graphs(self) -> list[Forecast]:
-        return self._serving.foresight.graphs()[-MOST_GRAPHS:]
+        return self._serving.lookahead.graphs()[-MOST_GRAPHS:]
 
     def _hello(self, viewer: PageViewer) -> bytes:
         caller = viewer.caller

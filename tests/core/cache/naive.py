@@ -38,7 +38,7 @@ class NaiveCache:
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
         assert not self.closed and queued not in self.inside, "a call enters once"
         self.inside.add(queued)
-        queued.claimed = ExpectedTokens(0, 0, None, None)
+        queued.expected = ExpectedTokens(0, 0, None, None)
         return 0.0
 
     def first_token(self, queued: Queued) -> bool:
@@ -53,7 +53,7 @@ class NaiveCache:
     def apply(self, action: CacheAction) -> OrderLog | None:
         return None
 
-    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, order_log: OrderLog, effect: Effect, now: float) -> None:
         raise AssertionError("no order was opened here")
 
     def turned(self, workflow: str, doing: Doing, now: float) -> None:
@@ -116,7 +116,7 @@ class NaiveCache:
     def statistics(self) -> MemoryStatistics:
         return MemoryStatistics(0, 0, self.slots or None, 0, {}, 0, VerificationCounts(0, 0, {}, {}))
 
-    def admission(self) -> AdmissionStatistics | None:
+    def admission_statistics(self) -> AdmissionStatistics | None:
         return None
 
     def check_integrity(self) -> None:

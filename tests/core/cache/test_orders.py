@@ -105,15 +105,15 @@ class OrdersMachine(RuleBasedStateMachine):
         self.known: dict[str, Told] = {}
         self.on_their_way: list[OnItsWay] = []
         self.believed_free: list[str] = []
-        freed = self.scheduler.cache.claims.freed
-        claims = self.scheduler.cache.claims
+        freed = self.scheduler.cache.references.freed
+        references = self.scheduler.cache.references
 
         def watched(workflow: str) -> None:
             self.believed_free.append(workflow)
-            self.known_when_freed = workflow in claims
+            self.known_when_freed = workflow in references
             freed(workflow)
 
-        claims.freed = watched  # type: ignore[method-assign]
+        references.freed = watched  # type: ignore[method-assign]
 
     @rule(workflow=WORKFLOWS)
     def enter(self, workflow: str) -> None:
@@ -188,8 +188,8 @@ class OrdersMachine(RuleBasedStateMachine):
 
     def nothing_left(self, workflow: str) -> None:
         cache = self.scheduler.cache
-        assert self.scheduler.orders.trails.get(workflow) is None
-        assert workflow not in cache.claims and workflow not in cache._leaving
+        assert self.scheduler.orders.order_logs.get(workflow) is None
+        assert workflow not in cache.references and workflow not in cache._leaving
 
     @rule(seconds=st.sampled_from([0.1, 2.0, 31.0]))
     def time_passes(self, seconds: float) -> None:
@@ -240,9 +240,9 @@ def test_what_was_asked_before_the_last_call_says_nothing_of_it_even_when_both_a
         scheduler.apply(CacheAction(Verb.FLUSH, "w"))
         scheduler.forget("w")
     background.do_next()
-    assert "w" in scheduler.cache.claims, "the first flush may have come before the second call"
+    assert "w" in scheduler.cache.references, "the first flush may have come before the second call"
     background.do_next()
-    assert "w" not in scheduler.cache.claims and not scheduler.cache._leaving
+    assert "w" not in scheduler.cache.references and not scheduler.cache._leaving
 
 
 def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
@@ -250,9 +250,9 @@ def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
     first = call(scheduler)
     scheduler.apply(CacheAction(Verb.FLUSH, "w"))
     scheduler.forget("w")
-    assert "w" in scheduler.cache.claims, "else nobody would know what it is that the engine frees"
+    assert "w" in scheduler.cache.references, "else nobody would know what it is that the engine frees"
     background.do_all()
-    assert "w" not in scheduler.cache.claims and heard.orders == [(first, "flush:freed")]
+    assert "w" not in scheduler.cache.references and heard.orders == [(first, "flush:freed")]
 
 
 def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before() -> None:
@@ -262,7 +262,7 @@ def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before
     scheduler.forget("w")
     call(scheduler)
     background.do_all()
-    assert "w" in scheduler.cache.claims and scheduler.orders.trails.get("w") is not None
+    assert "w" in scheduler.cache.references and scheduler.orders.order_logs.get("w") is not None
     scheduler.check_integrity()
 
 
@@ -278,8 +278,8 @@ def test_a_pin_promises_nothing_once_it_ended_by_itself() -> None:
         background.do_all()
         background.clock.now += waits_s
         queued = scheduler.enter(a_call("w", chars=8_000), order=None, running=True, holds_grant=False)
-        assert queued.claimed is not None
-        effects.append(queued.claimed.effect)
+        assert queued.expected is not None
+        effects.append(queued.expected.effect)
         scheduler.leave(queued, usage=None, tokens=0, followed=lambda: True)
     assert effects == [Effect.PINNED, None]
 

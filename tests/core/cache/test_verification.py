@@ -59,9 +59,9 @@ def test_without_a_count_there_is_no_verdict() -> None:
 
 def asked(book: OrderBook, *said: tuple[Verb, Effect], workflow: str = "w") -> None:
     for verb, effect in said:
-        trail = book.asks(workflow, verb)
-        assert trail is not None
-        book.answered(trail, Order(verb, effect))
+        order_log = book.asks(workflow, verb)
+        assert order_log is not None
+        book.answered(order_log, Order(verb, effect))
 
 
 @pytest.mark.parametrize("nothing", [Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED, Effect.UNKNOWN])
@@ -78,9 +78,9 @@ def test_what_was_said_last_counts_and_a_pin_only_as_long_as_it_lasts() -> None:
     book = OrderBook()
     book.called("w", "c1")
     asked(book, (Verb.RELEASE, Effect.DEMOTED))
-    trail = book.asks("w", Verb.PIN)
-    assert trail is not None
-    book.answered(trail, Order(Verb.PIN, Effect.PINNED, until_s=30.0))
+    order_log = book.asks("w", Verb.PIN)
+    assert order_log is not None
+    book.answered(order_log, Order(Verb.PIN, Effect.PINNED, until_s=30.0))
     assert book.claim("w", LONG, 0, 29.9).effect is Effect.PINNED
     assert book.claim("w", LONG, 0, 30.0).effect is Effect.DEMOTED, "it ended by itself"
     book.called("w", "c2")
@@ -101,10 +101,10 @@ def test_claimed_against_verified() -> None:
 def test_what_came_of_an_order_is_told_once_and_after_which_call() -> None:
     book = OrderBook()
     book.called("w", "c1")
-    trail = book.asks("w", Verb.FLUSH)
-    assert trail is not None and trail.waits == 1
+    order_log = book.asks("w", Verb.FLUSH)
+    assert order_log is not None and order_log.waits == 1
     book.called("w", "c2")
-    book.answered(trail, Order(Verb.FLUSH, Effect.FREED))
+    book.answered(order_log, Order(Verb.FLUSH, Effect.FREED))
     book.note(Order(Verb.FLUSH, Effect.DEFERRED))
     assert book.take_news() == [("c1", Order(Verb.FLUSH, Effect.FREED))] and book.take_news() == []
     assert book.counts == {"flush:freed": 1, "flush:deferred": 1}
@@ -119,7 +119,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         book.called(f"w{nth}", f"c{nth}")
         asked(book, *[(Verb.PIN, Effect.PINNED)] * 10, workflow=f"w{nth}")
     book.check_integrity()
-    assert len(book.trails) == 10 and book.asks("w0", Verb.PIN) is None
-    assert {len(trail.orders) for trail in book.trails.values()} == {KEEP_ORDERS}
+    assert len(book.order_logs) == 10 and book.asks("w0", Verb.PIN) is None
+    assert {len(order_log.orders) for order_log in book.order_logs.values()} == {KEEP_ORDERS}
     forgotten = book.forget("w19")
     assert forgotten is not None and forgotten.call_id == "c19" and book.forget("w19") is None

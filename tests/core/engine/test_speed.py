@@ -33,9 +33,9 @@ class Told(Sender):
 
 
 def test_streams_show_prefill_and_decoding() -> None:
-    pace = SpeedMeter()
-    pace.note(service_s=3.0, prefill_s=1.0, fresh_tokens=500, completion_tokens=21)
-    speed = pace.speed
+    speed_meter = SpeedMeter()
+    speed_meter.note(service_s=3.0, prefill_s=1.0, fresh_tokens=500, completion_tokens=21)
+    speed = speed_meter.speed
     assert (speed.service_s, speed.prefill_tokens_per_s, speed.decode_tokens_per_s) == (3.0, 500.0, 10.0)
 
 
@@ -43,16 +43,16 @@ def test_an_engines_own_word_shows_them_too() -> None:
     serving = a_serving()
     steps = serve(new_call(serving), Told(Usage(500, 100, 21, prefill_s=0.5)))
     assert step(steps) == ("answer",)
-    speed = serving.schedulers["b"].pace.speed
+    speed = serving.schedulers["b"].speed_meter.speed
     assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s) == (800.0, 40.0)
 
 
 def test_an_answer_in_one_piece_shows_what_a_token_took_in_all() -> None:
-    pace = SpeedMeter()
-    pace.note(service_s=0.5, prefill_s=None, fresh_tokens=500, completion_tokens=20)
-    assert (pace.speed.prefill_tokens_per_s, pace.speed.decode_tokens_per_s) == (None, 40.0)
-    pace.note(service_s=0.5, prefill_s=None, fresh_tokens=None, completion_tokens=None)
-    assert pace.speed.decode_tokens_per_s == 40.0
+    speed_meter = SpeedMeter()
+    speed_meter.note(service_s=0.5, prefill_s=None, fresh_tokens=500, completion_tokens=20)
+    assert (speed_meter.speed.prefill_tokens_per_s, speed_meter.speed.decode_tokens_per_s) == (None, 40.0)
+    speed_meter.note(service_s=0.5, prefill_s=None, fresh_tokens=None, completion_tokens=None)
+    assert speed_meter.speed.decode_tokens_per_s == 40.0
 
 
 class AfterSwap(Told):
@@ -71,7 +71,7 @@ class AfterSwap(Told):
 def test_the_swap_of_a_slot_is_no_prefill(said_s: float | None) -> None:
     serving = a_serving()
     assert step(serve(new_call(serving), AfterSwap(Usage(1000, 0, 31, prefill_s=said_s)))) == ("answer",)
-    speed = serving.schedulers["b"].pace.speed
+    speed = serving.schedulers["b"].speed_meter.speed
     assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s, speed.service_s) == (1000.0, 30.0, 2.0)
     (record,) = serving.records.records()
     assert record.ttft_s == 5.0, "counted from the grant, as its reader waited"
@@ -82,7 +82,7 @@ def test_how_long_a_swap_took_is_noted() -> None:
     inflight, fake = new_call(serving), SimpleNamespace(swap=SimpleNamespace(ended=Future[None]()))
     inflight.enter(serving.schedulers["b"], Assignment("b"))
     inflight.depart()
-    inflight.seat = fake  # type: ignore[assignment]
+    inflight.slot_lease = fake  # type: ignore[assignment]
     steps = _prepare(inflight, serving.schedulers["b"])
     next(steps)
     serving.services.clock.now += 4.0  # type: ignore[attr-defined]
@@ -98,20 +98,20 @@ PREFILL, DECODE = 4000.0, 30.0
 
 def noted(*calls: tuple[int, int], noise: float = 0.0, prefill: float = PREFILL) -> SpeedMeter:
     """Return what was learned of calls with so many fresh and completion tokens, on an engine that is that fast."""
-    pace, dice = SpeedMeter(), Random(1)
+    speed_meter, dice = SpeedMeter(), Random(1)
     for fresh, completion in calls:
         seconds = (fresh / prefill + completion / DECODE) * (1 + dice.uniform(-noise, noise))
-        pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
-    return pace
+        speed_meter.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+    return speed_meter
 
 
 MIXED = [(800, 60), (1500, 120), (3000, 60), (1500, 60), (4500, 180), (7500, 60)]
 
 
 def test_answers_in_one_piece_show_the_pace_of_prefill_where_their_tokens_differ() -> None:
-    pace = noted(*MIXED)
-    assert pace.prefill_tokens_per_s == pytest.approx(PREFILL)
-    assert pace.speed.prefill_tokens_per_s is None, "what decides where calls go is measured or unknown"
+    speed_meter = noted(*MIXED)
+    assert speed_meter.prefill_tokens_per_s == pytest.approx(PREFILL)
+    assert speed_meter.speed.prefill_tokens_per_s is None, "what decides where calls go is measured or unknown"
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,17 @@ def test_where_they_do_not_tell_it_stays_unknown(calls: list[tuple[int, int]], n
 
 
 def test_a_measured_pace_goes_before_a_learned_one() -> None:
-    pace = noted(*MIXED)
-    pace.note(service_s=3.0, prefill_s=1.0, fresh_tokens=500, completion_tokens=21)
-    assert pace.prefill_tokens_per_s == 500.0
+    speed_meter = noted(*MIXED)
+    speed_meter.note(service_s=3.0, prefill_s=1.0, fresh_tokens=500, completion_tokens=21)
+    assert speed_meter.prefill_tokens_per_s == 500.0
 
 
 def test_an_engine_that_became_slower_is_learned_again() -> None:
-    pace = noted(*MIXED * 5)
+    speed_meter = noted(*MIXED * 5)
     for fresh, completion in MIXED * 25:
         seconds = fresh / 500 + completion / DECODE
-        pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
-    assert pace.prefill_tokens_per_s == pytest.approx(500.0, rel=0.02)
+        speed_meter.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+    assert speed_meter.prefill_tokens_per_s == pytest.approx(500.0, rel=0.02)
 
 
 @settings(max_examples=200, deadline=None)

@@ -89,7 +89,7 @@ def test_what_follows_on_a_call_is_not_prefilled_with_labels_that_policies_speak
 
 def test_prompts_that_are_kept_go_when_policies_change(engine: StubEngine, make_orla: Any) -> None:
     orla: Orla = make_orla(at(engine, engine="llamacpp"))
-    warming = orla.core.serving.schedulers["main"].warming
+    warming = orla.core.serving.schedulers["main"].prefetcher
     kept = warming.prompts
     orla.policies = []
     assert warming.prompts is kept  # nothing changed

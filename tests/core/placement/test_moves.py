@@ -391,9 +391,9 @@ def test_a_prefill_is_given_up_for_the_call_itself() -> None:
     core.call(run)
     core.move("t", "b")
     core.background.advance(0.0)
-    assert core.serving.schedulers["b"].warming.running is not None
+    assert core.serving.schedulers["b"].prefetcher.running is not None
     record = core.call(run)
-    assert record.backend == "b" and core.serving.schedulers["b"].warming.running is None
+    assert record.backend == "b" and core.serving.schedulers["b"].prefetcher.running is None
     assert core.serving.schedulers["b"].statistics().warm_ups.given_up == 1
 
 

@@ -124,7 +124,7 @@ def test_who_returns_finds_his_history_again(probe: Probe) -> None:
     run = bench.returns()
     bench.wait()
     bench.serving.check_integrity()
-    assert bench.scheduler.warming.running is not None and not bench.engine.bodies
+    assert bench.scheduler.prefetcher.running is not None and not bench.engine.bodies
     bench.background.do_all()
     (body,) = bench.engine.bodies
     assert body["messages"] == [system(), {"role": "user", "content": "hello"}] and body["workflow"] == "t"
@@ -145,7 +145,7 @@ def test_the_call_gives_up_what_was_to_warm_it(probe: Probe) -> None:
     bench = Bench(probe)
     run = bench.returns()
     bench.wait()
-    under_way = bench.scheduler.warming.running
+    under_way = bench.scheduler.prefetcher.running
     assert under_way is not None and under_way.task is not None
     record = bench.call(run, "hello", "again")
     assert record.queue_wait_s == 0 and record.expected_cached_tokens == 0, "what was given up is not believed in"
@@ -156,7 +156,7 @@ def test_the_call_gives_up_what_was_to_warm_it(probe: Probe) -> None:
     assert not bench.engine.bodies, "it had not begun"
     assert (bench.said.started, bench.said.given_up, bench.said.warmed_tokens) == (1, 1, 0)
     bench.wait()
-    assert bench.scheduler.warming.running is None, "nor does it begin anew"
+    assert bench.scheduler.prefetcher.running is None, "nor does it begin anew"
 
 
 def test_a_call_of_somebody_else_gives_it_up_where_there_is_no_room_and_it_begins_anew_afterwards() -> None:
@@ -166,7 +166,7 @@ def test_a_call_of_somebody_else_gives_it_up_where_there_is_no_room_and_it_begin
     bench.call(bench.run("other"), "hi")
     assert bench.said.given_up == 1
     bench.wait()
-    assert bench.scheduler.warming.running is not None and bench.said.started == 2
+    assert bench.scheduler.prefetcher.running is not None and bench.said.started == 2
 
 
 def test_where_there_is_room_for_more_it_goes_on_beside_the_calls_of_others() -> None:
@@ -199,10 +199,10 @@ def test_an_engine_that_was_restarted_overnight_is_asked_first() -> None:
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
     bench.wait()
-    assert bench.scheduler.warming.running is None, "as far as we know it is all there"
+    assert bench.scheduler.prefetcher.running is None, "as far as we know it is all there"
     bench.background.do_all()  # the probe
     bench.wait()
-    assert bench.scheduler.warming.running is not None, "and now we know better"
+    assert bench.scheduler.prefetcher.running is not None, "and now we know better"
 
 
 def test_who_returns_where_nothing_is_warmed_has_the_engine_asked_too_and_a_stranger_not() -> None:
@@ -235,7 +235,7 @@ def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved()
 def test_what_a_caller_said_in_an_object_goes_with_what_the_adapter_says_in_it() -> None:
     bench = Bench()
     bench.returns()
-    last = bench.scheduler.warming.prompts.last
+    last = bench.scheduler.prefetcher.prompts.last
     prompt = last.get("t")
     assert prompt is not None
     last.put("t", replace(prompt, body={**prompt.body, "vllm_xargs": {"theirs": 1}}))
@@ -258,7 +258,7 @@ def test_who_returns_has_an_engine_asked_that_was_asked_not_long_ago(away_s: flo
     assert bench.scheduler.health.asking is asked
     bench.background.do_all()
     bench.wait()
-    assert (bench.scheduler.warming.running is not None) is asked
+    assert (bench.scheduler.prefetcher.running is not None) is asked
 
 
 def test_an_engine_that_cannot_tell_is_not_believed_for_ever() -> None:
@@ -290,7 +290,7 @@ def test_why_nothing_is_warmed(why: str, bench: Any) -> None:
     made.background.do_all()
     made.wait()
     assert (made.said.started, made.said.refused) == (0, {why: 1})
-    if why in ("engine", "unknown") and made.scheduler.warming.settings is None:
+    if why in ("engine", "unknown") and made.scheduler.prefetcher.settings is None:
         assert made.said.kept_prompts == 0, "who wants no warm-ups has no prompts kept"
 
 
@@ -358,9 +358,9 @@ def test_a_slot_that_somebody_holds_is_not_taken_before_his_favour_ends_and_it_i
     bench.call("r3", "hello v")
     bench.scheduler.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
-    assert bench.scheduler.warming.running is None and bench.said.refused == {}
+    assert bench.scheduler.prefetcher.running is None and bench.said.refused == {}
     bench.wait(5.0)
-    assert bench.scheduler.warming.running is not None
+    assert bench.scheduler.prefetcher.running is not None
     bench.background.do_all()
     (mine,) = [slot for slot in slots.slots if slot.owner == "t"]
     assert (mine.index, mine.held, mine.tokens) == (1, False, 1000), "the one that his call would take"
@@ -382,7 +382,7 @@ def test_a_slot_that_was_just_warmed_for_somebody_else_is_not_taken() -> None:
         bench.background.do_all()
         bench.wait()
     assert bench.said.done == 2, "with two slots, for two"
-    assert all(bench.scheduler.warming.book.owes(str(slot.owner)) for slot in slots.slots)
+    assert all(bench.scheduler.prefetcher.book.owes(str(slot.owner)) for slot in slots.slots)
     bench.serving.check_integrity()
 
 
@@ -399,7 +399,7 @@ def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_g
     bench.clock.now += 9.0
     bench.scheduler.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
-    under_way = bench.scheduler.warming.running
+    under_way = bench.scheduler.prefetcher.running
     assert under_way is not None
     under_way.sent = True  # as when its request has begun
     fresh: list[bool] = []
@@ -454,7 +454,7 @@ def test_a_workflow_whose_cache_may_go_is_warmed_no_more(end: str) -> None:
     assert bench.said.given_up == 1
     bench.wait()
     bench.background.do_all()
-    assert bench.said.done == 0 and bench.scheduler.warming.running is None
+    assert bench.said.done == 0 and bench.scheduler.prefetcher.running is None
     bench.serving.check_integrity()
 
 
@@ -463,7 +463,7 @@ def test_a_workflow_whose_cache_may_go_is_warmed_no_more(end: str) -> None:
 
 def two_stages(bench: Bench) -> Forecast:
     ways = {"__start__": Edge(always=("plan",)), "plan": Edge(always=("write",)), "write": Edge(always=("__end__",))}
-    return bench.serving.foresight.forecast("graph", GraphStructure(ways), {})
+    return bench.serving.lookahead.forecast("graph", GraphStructure(ways), {})
 
 
 def test_while_a_stage_is_busy_the_beginning_of_the_next_is_prefilled() -> None:

@@ -64,17 +64,17 @@ class SplitBench(Bench):
 @pytest.mark.parametrize("probe", [SHARED, SLOTS], ids=["shared", "slots"])
 def test_what_is_certain_is_prefilled_and_found(probe: Any) -> None:
     bench = SplitBench(probe, says=Warmed(Effect.WARMED, Usage(prompt_tokens=2050, cached_tokens=1000)))
-    own = bench.scheduler.warming.prompts.last.get("t")
+    own = bench.scheduler.prefetcher.prompts.last.get("t")
     assert own is not None
     assert bench.split() and bench.split(result("a"))
     bench.wish()
     assert bench.sent == [[*own.body["messages"], ANSWER, result("a")]]
-    assert bench.scheduler.warming.prompts.last.get("t") is own, "the workflow's own last prompt stays beside it"
+    assert bench.scheduler.prefetcher.prompts.last.get("t") is own, "the workflow's own last prompt stays beside it"
     bench.serving.check_integrity()
 
     messages = [*own.body["messages"], ANSWER, result("a"), result("b")]
     ask = Ask("auto", messages)
-    bench.scheduler.warming.book.called("t", ask.prefix, 2040)
+    bench.scheduler.prefetcher.book.called("t", ask.prefix, 2040)
     said = bench.said
     assert (said.split_started, said.split_warmed_tokens, said.split_used_tokens) == (1, 1050, 1040)
     assert (said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (1050, 1040, 10)
@@ -123,11 +123,11 @@ def test_the_next_call_of_the_stage_gives_it_up_and_one_of_another_stage_does_no
     bench.wish()
     state = bench.state
     bench.call(state.id, "sub", stage="helper", tokens=50)
-    assert bench.said.given_up == 0 and bench.scheduler.warming.running is not None
+    assert bench.said.given_up == 0 and bench.scheduler.prefetcher.running is not None
     bench.call(state.id, "hello", "again")
-    assert bench.said.given_up == 1 and not bench.scheduler.warming.prompts.split
+    assert bench.said.given_up == 1 and not bench.scheduler.prefetcher.prompts.split
     bench.wait()
-    assert bench.scheduler.warming.running is None, "nor does it begin again"
+    assert bench.scheduler.prefetcher.running is None, "nor does it begin again"
     assert not bench.split(result("a")), "that call is over"
     bench.serving.check_integrity()
 
@@ -157,20 +157,20 @@ def test_a_run_that_ends_leaves_nothing(outcome: Outcome) -> None:
     bench.wish()
     bench.serving.progress.run_ended(f"r{bench.runs}", outcome)
     bench.serving.progress.thread_deleted("t")
-    assert bench.scheduler.warming.running is None
-    prompts = bench.scheduler.warming.prompts
+    assert bench.scheduler.prefetcher.running is None
+    prompts = bench.scheduler.prefetcher.prompts
     assert (len(prompts.last), prompts.chars, prompts.split) == (0, 0, set())
     bench.serving.check_integrity()
 
 
 def test_a_part_of_a_result_counts_for_the_call_that_has_all_of_it() -> None:
     bench = SplitBench(says=Warmed(Effect.WARMED, Usage(prompt_tokens=1900, cached_tokens=1000)))
-    own = bench.scheduler.warming.prompts.last.get("t")
+    own = bench.scheduler.prefetcher.prompts.last.get("t")
     assert own is not None
     bench.split(result("a", "word " * 700), partly=True)
     bench.wish()
     assert len(bench.sent) == 1
-    bench.scheduler.warming.book.called("t", Ask("auto", [*own.body["messages"], ANSWER, result("a")]).prefix, 1890)
+    bench.scheduler.prefetcher.book.called("t", Ask("auto", [*own.body["messages"], ANSWER, result("a")]).prefix, 1890)
     assert (bench.said.split_warmed_tokens, bench.said.split_used_tokens) == (900, 890)
 
 
@@ -183,7 +183,7 @@ def test_what_is_kept_is_bounded() -> None:
     bench = SplitBench(warm_up=WarmUp(keep_chars=30_000))
     assert bench.split(result("a"))
     assert not bench.split(result("a", "x" * 40_000)), "too long to be kept"
-    assert bench.scheduler.warming.prompts.chars <= 30_000
+    assert bench.scheduler.prefetcher.prompts.chars <= 30_000
 
 
 # The rule

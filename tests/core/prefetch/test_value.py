@@ -35,8 +35,8 @@ class Engine:
         self.health = SimpleNamespace(
             can=lambda capability: True, state=lambda: Circuit.CLOSED, probe=SimpleNamespace(incarnation="1")
         )
-        self.pace = SpeedMeter()
-        self.pace.speed = Speed(prefill_tokens_per_s=1000.0)
+        self.speed_meter = SpeedMeter()
+        self.speed_meter.speed = Speed(prefill_tokens_per_s=1000.0)
 
     def why_not(self, load: EngineStats | None = None, request: PrefetchRequest = REQUEST) -> SkipReason | None:
         fake: Any = self
@@ -67,9 +67,9 @@ def test_calls_of_others_are_held_up_too() -> None:
 
 def test_a_fast_engine_prefills_split_prompts_in_short_waits_though_it_reports_no_timings() -> None:
     engine, wait = Engine(missing=1000.0), PrefetchRequest("w", ("g", "s"), 1.0, 0.5, next_of="c")
-    engine.pace.speed = NO_SPEED
+    engine.speed_meter.speed = NO_SPEED
     assert engine.why_not(request=wait) is SkipReason.SHORT_WAIT, "1,000 tokens a second are assumed"
     for fresh, completion in [(800, 60), (1500, 120), (3000, 60), (1500, 60), (4500, 180), (7500, 60)]:
         seconds = fresh / 4000 + completion / 30
-        engine.pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+        engine.speed_meter.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
     assert engine.why_not(request=wait) is None

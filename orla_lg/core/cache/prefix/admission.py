@@ -54,7 +54,7 @@ LOOK_AT = 32
 class Entry:
     """A call that was let in."""
 
-    stay: CacheHandle
+    handle: CacheHandle
     open_at_s: float
     """By then its prefill should be done, even if it does not stream."""
 
@@ -64,14 +64,14 @@ class Admission:
 
     Args:
         estimates: What calls and graphs usually take.
-        claims: The references, shared with the prefix cache, which counts on them too.
+        references: The references, shared with the prefix cache, which counts on them too.
         holds: Whether calls wait for what they need; else they are only accounted for.
     """
 
-    def __init__(self, estimates: Estimates, claims: References | None = None, *, holds: bool = True) -> None:
+    def __init__(self, estimates: Estimates, references: References | None = None, *, holds: bool = True) -> None:
         self.capacity = Capacity()
-        self.claims = claims or References(PrefixTree())
-        self.cache = self.claims.cache
+        self.references = references or References(PrefixTree())
+        self.cache = self.references.cache
         self.holds = holds
         self.again_at_s = inf
         """When to choose again if nothing happens before; monotonic."""
@@ -126,7 +126,7 @@ class Admission:
         self, queue: BackendQueue, now: float, late_before_s: float, beside: Iterable[Queued]
     ) -> Queued | None:
         """Choose when not all fits: first the call that waited too long, then residents, then new ones."""
-        residents = queue.waiting_of(name for name in queue.by_workflow if name in self.claims)
+        residents = queue.waiting_of(name for name in queue.by_workflow if name in self.references)
         led = {each.call.identity.stage for each in queue.heads() if self._is_resident(each.call)}
         behind = (each for stage in led for each in queue.first_of_stage(stage, LOOK_AT))
         candidates = queue.candidates(now, (*residents, *beside, *behind))
@@ -153,7 +153,7 @@ class Admission:
         return self.cache.adds(call.ask, call.expected_answer_tokens, call.identity.prompt_owner)
 
     def _is_resident(self, call: Call) -> bool:
-        return call.identity.workflow in self.claims
+        return call.identity.workflow in self.references
 
     def _look(self, queued: Queued, now: float, late_before_s: float) -> Held | None:
         """Return why a call cannot go now, noting that and when to look again; ``None``: it may."""
@@ -182,13 +182,13 @@ class Admission:
             return Held.CACHE
         if late or self._is_resident(call) or self._has_room(call, wanted):
             return None
-        self.claims.lapse_one(now)
+        self.references.lapse_one(now)
         _, wanted = self._adds(call)
         return None if self._has_room(call, wanted) else Held.CACHE
 
     def _has_room(self, call: Call, wanted_tokens: float) -> bool:
         """Whether a new workflow fits, with a part of what all will grow by."""
-        grows = self.claims.grows_tokens + self._growth(call)
+        grows = self.references.grows_tokens + self._growth(call)
         return self.cache.wanted_tokens + wanted_tokens + GROWTH_SHARE * grows <= self.capacity.limit
 
     def _growth(self, call: Call) -> float:
@@ -222,25 +222,25 @@ class Admission:
         Returns the tokens that the engine is believed to give up for it. *found* is as for ``PrefixTree.begin``.
         """
         call = queued.call
-        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.prompt_owner, found)
+        handle = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.prompt_owner, found)
         gone_tokens = self._evicted()
         # Growth is weighed against a limit; while none is known, nothing is computed.
-        self.claims.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
+        self.references.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
         fresh_tokens = 0.0
-        for piece in stay.fresh:
+        for piece in handle.fresh:
             fresh_tokens += piece.tokens
         open_at_s = now + LENIENCE * fresh_tokens / (prefill_tokens_per_s or PREFILL_TOKENS_PER_S)
-        self._entries[queued] = Entry(stay, open_at_s)
+        self._entries[queued] = Entry(handle, open_at_s)
         if fresh_tokens >= GATE_TOKENS:
             self._prefilling[queued] = self._entries[queued]
-            self._awaited.update((piece.key, piece) for piece in stay.fresh)
+            self._awaited.update((piece.key, piece) for piece in handle.fresh)
         return gone_tokens
 
     def first_token(self, queued: Queued) -> bool:
         """Note that a call's prefill is done; returns whether others may have waited for it."""
         entry = self._entries.get(queued)
         if entry is not None:
-            self.cache.filled(entry.stay)
+            self.cache.filled(entry.handle)
         return self._open(queued)
 
     def _open_overdue(self, now: float) -> None:
@@ -250,7 +250,7 @@ class Admission:
     def _open(self, queued: Queued) -> bool:
         """End all waits for a call's prefill."""
         entry = self._prefilling.pop(queued, None)
-        for piece in () if entry is None else entry.stay.fresh:
+        for piece in () if entry is None else entry.handle.fresh:
             if self._awaited.get(piece.key) is piece:
                 del self._awaited[piece.key]
         return entry is not None
@@ -271,29 +271,29 @@ class Admission:
         if entry is None:
             return
         if reached:
-            self._end(entry.stay, usage)
+            self._end(entry.handle, usage)
         else:
-            self.cache.undo(entry.stay)
-        who, leaf = queued.call.identity, entry.stay.answer if reached else None
-        self.claims.leave(who.workflow, who.stage, leaf, now, followed=followed)
+            self.cache.undo(entry.handle)
+        who, leaf = queued.call.identity, entry.handle.answer if reached else None
+        self.references.leave(who.workflow, who.stage, leaf, now, followed=followed)
         self._evicted()
 
     def _evicted(self) -> float:
         """Believe gone what the engine gives up for what is in use now; returns its tokens."""
         return self.cache.shrink(self.capacity.limit)
 
-    def _end(self, stay: CacheHandle, usage: Usage | None) -> None:
+    def _end(self, handle: CacheHandle, usage: Usage | None) -> None:
         if usage is None:
-            self.cache.end(stay, None, None)
+            self.cache.end(handle, None, None)
             return
-        self.cache.end(stay, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        self.cache.end(handle, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         if usage.cached_tokens is not None:
-            self.capacity.found(stay.expected_tokens, usage.cached_tokens, stay.enough_tokens)
+            self.capacity.found(handle.expected_tokens, usage.cached_tokens, handle.enough_tokens)
 
     def engine_lost(self) -> None:
         """Expect nothing more of what the engine held."""
         for entry in self._entries.values():
-            entry.stay.expected_tokens = 0.0  # what it will not find says nothing about the size of the cache
+            entry.handle.expected_tokens = 0.0  # what it will not find says nothing about the size of the cache
 
     def statistics(self) -> AdmissionStatistics:
         """Return a snapshot."""
@@ -302,22 +302,22 @@ class Admission:
             limit_tokens=None if limit == inf else round(limit),
             in_use_tokens=round(self.cache.in_use_tokens),
             wanted_tokens=round(self.cache.wanted_tokens),
-            growth_tokens=round(self.claims.grows_tokens),
+            growth_tokens=round(self.references.grows_tokens),
             losses=self.capacity.losses,
-            lapsed=self.claims.lapsed,
+            lapsed=self.references.lapsed,
             workflows=tuple(
                 Resident(workflow_name(each.workflow), each.tokens, each.doing, tenant_of(each.workflow) or None)
-                for each in self.claims.holdings()
+                for each in self.references.holdings()
             ),
         )
 
     def check_integrity(self, warmed_tokens: float = 0.0) -> None:
         """Assert the invariants; *warmed_tokens* are in use by a warm-up, which is no call."""
         self.cache.check_integrity()
-        self.claims.check_integrity()
-        assert sum(claim.in_flight for claim in self.claims.by_workflow.values()) == len(self._entries)
+        self.references.check_integrity()
+        assert sum(reference.in_flight for reference in self.references.by_workflow.values()) == len(self._entries)
         assert set(self._prefilling) <= set(self._entries)
-        awaited = {piece for entry in self._prefilling.values() for piece in entry.stay.fresh}
+        awaited = {piece for entry in self._prefilling.values() for piece in entry.handle.fresh}
         kept = set(self._awaited.values())
         assert kept <= awaited and not any(piece.alive for piece in awaited - kept)
         assert all(piece.key == key for key, piece in self._awaited.items())

@@ -66,36 +66,36 @@ class PrefixTreeCache:
     def __init__(self, orders: OrderBook, estimates: Estimates | None = None, *, holds: bool = True) -> None:
         self.orders = orders
         self.tree = PrefixTree()
-        self.claims = References(self.tree)
-        self.gate = Admission(estimates or Estimates(), self.claims, holds=holds)
+        self.references = References(self.tree)
+        self.admission = Admission(estimates or Estimates(), self.references, holds=holds)
         self._sweep_at_s = 0.0
         self._leaving: dict[str, OrderLog] = {}
         """Workflows that are forgotten once the orders on their way have come to an end."""
         self._lent: dict[PrefetchLease, CacheHandle] = {}
-        self.choose: Callable[[BackendQueue, float, Speed], Queued | None] = self.gate.choose
+        self.choose: Callable[[BackendQueue, float, Speed], Queued | None] = self.admission.choose
         """Return the call that goes next, or ``None`` if none fits now."""
-        self.first_token: Callable[[Queued], bool] = self.gate.first_token
+        self.first_token: Callable[[Queued], bool] = self.admission.first_token
         """Note that a call's prefill is done; returns whether other calls may have waited for it."""
 
     @property
     def lets_all(self) -> bool:
         """Whether any call that comes alone may enter now."""
-        return self.gate.lets_all
+        return self.admission.lets_all
 
     @property
     def again_at_s(self) -> float:
         """When to choose again if nothing happens before; monotonic."""
-        return self.gate.again_at_s
+        return self.admission.again_at_s
 
     @property
     def waiting_for_prefix(self) -> int:
         """How many calls waited for another one's prefill when it was last chosen."""
-        return len(self.gate.gated)
+        return len(self.admission.gated)
 
     def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
         """Follow how large the engine's cache is, and in which order it evicts."""
-        self.tree.shelf.order = Eviction.BANDED if offers(Capability.PIN) else Eviction.LRU
-        self.gate.capacity.tell(probe.kv_tokens)
+        self.tree.eviction_order.order = Eviction.BANDED if offers(Capability.PIN) else Eviction.LRU
+        self.admission.capacity.tell(probe.kv_tokens)
 
     # Calls
 
@@ -105,19 +105,19 @@ class PrefixTreeCache:
         found = self.tree.find(call.ask, call.identity.prompt_owner)
         filled = [piece for piece in found if piece.filled]
         there = sum([piece.tokens for piece in filled])
-        shared = self.claims.shared_tokens(filled, workflow) if filled else 0.0
-        queued.claimed = self.orders.claim(workflow, round(there), round(shared), now)
-        return self.gate.enter(queued, now, speed.prefill_tokens_per_s, found)
+        shared = self.references.shared_tokens(filled, workflow) if filled else 0.0
+        queued.expected = self.orders.claim(workflow, round(there), round(shared), now)
+        return self.admission.enter(queued, now, speed.prefill_tokens_per_s, found)
 
     def leave(self, queued: Queued, usage: Usage | None, now: float, *, tokens: int, followed: bool) -> None:
         """Give back what a call used, and keep a reference to what it left if its workflow goes on."""
-        self.gate.leave(queued, now, usage, reached=tokens > 0, followed=followed)
+        self.admission.leave(queued, now, usage, reached=tokens > 0, followed=followed)
         if tokens:
             self.orders.called(queued.call.identity.workflow, queued.call.id)
-        self.claims.expire(now)
+        self.references.expire(now)
         if now >= self._sweep_at_s:
             self._sweep_at_s = now + SWEEP_EVERY_S
-            self.claims.forget_older_than(now - FORGET_AFTER_S)
+            self.references.forget_older_than(now - FORGET_AFTER_S)
 
     def expected(self, call: Call, ask: Ask) -> float:
         """Return how many tokens of a call's prompt are there, those being prefilled included."""
@@ -128,24 +128,24 @@ class PrefixTreeCache:
     def apply(self, action: CacheAction) -> OrderLog | None:
         """Release the workflow's references where the verb ends them; returns the log of what the engine is asked."""
         if VERBS[action.verb].releases:
-            self.claims.release(action.workflow)
+            self.references.release(action.workflow)
         return self.orders.asks(action.workflow, action.verb)
 
-    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, order_log: OrderLog, effect: Effect, now: float) -> None:
         """Follow what the engine says it did, unless a later call says more of what is there."""
         workflow, until_s = action.workflow, now + (inf if action.ttl_s is None else action.ttl_s)
-        self.orders.answered(trail, Order(action.verb, effect, until_s))
-        newest = self.orders.trails.get(workflow) or self._leaving.get(workflow)
-        if newest in (trail, None) and (follow := _FOLLOWS[effect]) is not None:
-            follow(self.claims, workflow, until_s)
-        if not trail.waits and self._leaving.get(workflow) is trail:
+        self.orders.answered(order_log, Order(action.verb, effect, until_s))
+        newest = self.orders.order_logs.get(workflow) or self._leaving.get(workflow)
+        if newest in (order_log, None) and (follow := _FOLLOWS[effect]) is not None:
+            follow(self.references, workflow, until_s)
+        if not order_log.waits and self._leaving.get(workflow) is order_log:
             del self._leaving[workflow]
-            if self.orders.trails.get(workflow) is None:  # else it came back meanwhile, under the same name
-                self.claims.forget(workflow)
+            if self.orders.order_logs.get(workflow) is None:  # else it came back meanwhile, under the same name
+                self.references.forget(workflow)
 
     def turned(self, workflow: str, doing: Doing, now: float) -> None:
         """Note what a workflow waits for, outside of any model."""
-        self.claims.turned(workflow, doing, now)
+        self.references.turned(workflow, doing, now)
 
     def forget(self, workflow: str) -> None:
         """Drop all that is known of a workflow that will not come back.
@@ -153,18 +153,18 @@ class PrefixTreeCache:
         What it holds is known until the orders on their way have come to an end: an engine that frees it then must
         be believed.
         """
-        trail = self.orders.forget(workflow)
-        if trail is not None and trail.waits:
-            self.claims.release(workflow)
-            self._leaving[workflow] = trail
+        order_log = self.orders.forget(workflow)
+        if order_log is not None and order_log.waits:
+            self.references.release(workflow)
+            self._leaving[workflow] = order_log
         elif workflow not in self._leaving:
-            self.claims.forget(workflow)
+            self.references.forget(workflow)
 
     def lose(self) -> None:
         """Expect no contents any more; what a call in flight will not find says nothing about the cache's size."""
-        self.claims.forget_all()
+        self.references.forget_all()
         self.tree.clear()
-        self.gate.engine_lost()
+        self.admission.engine_lost()
 
     def close(self) -> None:
         """Expect no contents any more."""
@@ -193,7 +193,7 @@ class PrefixTreeCache:
         self, workflow: str, ask: Ask, tokens: int, missing: float, now: float, spared: Callable[[str], bool]
     ) -> float | None:
         """Return the tokens that a prefetch would drive out; ``None`` where calls in flight leave no room."""
-        limit = self.gate.capacity.limit
+        limit = self.admission.capacity.limit
         full = self.tree.in_use_tokens + missing > limit
         return None if full else max(0.0, self.tree.tokens + missing - limit)
 
@@ -207,10 +207,10 @@ class PrefixTreeCache:
 
     def release_prefetch(self, prefetch: PrefetchLease, tokens: int) -> None:
         """End a prefetch: what was filled stays, what was not goes."""
-        stay = self._lent.pop(prefetch)
+        handle = self._lent.pop(prefetch)
         if tokens:
-            self.tree.filled(stay)
-        self.tree.undo(stay)  # the answer that never was, and what was not filled
+            self.tree.filled(handle)
+        self.tree.undo(handle)  # the answer that never was, and what was not filled
 
     def recall(self, slot: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
         """Do nothing: an engine without slots finds by itself what it has."""
@@ -223,24 +223,24 @@ class PrefixTreeCache:
 
     def tokens_of(self, workflow: str) -> int:
         """Return how many tokens of a workflow are believed to be there."""
-        return self.claims.tokens_of(workflow)
+        return self.references.tokens_of(workflow)
 
     def workflows(self) -> dict[str, int]:
         """Return the workflows believed to have something there, and how many tokens."""
-        return {name: self.claims.tokens_of(name) for name in self.claims.by_workflow}
+        return {name: self.references.tokens_of(name) for name in self.references.by_workflow}
 
     def interrupted(self) -> set[str]:
         """Return the workflows that wait for a human."""
-        return {each.workflow for each in self.claims.holdings() if each.doing is Doing.HUMAN}
+        return {each.workflow for each in self.references.holdings() if each.doing is Doing.HUMAN}
 
     def holdings(self) -> list[Holding]:
         """Return which workflows without a call in flight could give up what."""
-        return [each for each in self.claims.holdings() if each.doing is not Doing.GENERATING]
+        return [each for each in self.references.holdings() if each.doing is not Doing.GENERATING]
 
     def statistics(self) -> MemoryStatistics:
         """Return a snapshot."""
         return MemoryStatistics(
-            workflows=len(self.claims.by_workflow),
+            workflows=len(self.references.by_workflow),
             tokens=round(self.tree.tokens),
             slots=None,
             slots_held=0,
@@ -249,14 +249,14 @@ class PrefixTreeCache:
             truth=self.orders.truth(),
         )
 
-    def admission(self) -> AdmissionStatistics | None:
+    def admission_statistics(self) -> AdmissionStatistics | None:
         """Return a snapshot of how calls are admitted."""
-        return self.gate.statistics()
+        return self.admission.statistics()
 
     def check_integrity(self) -> None:
         """Assert the invariants of tree, references and admission, and that only calls and prefetches use tokens."""
         self.orders.check_integrity()
-        assert all(trail.waits for trail in self._leaving.values()), self._leaving
-        self.gate.check_integrity(
-            sum(piece.tokens for stay in self._lent.values() for piece in (*stay.path, stay.answer))
+        assert all(order_log.waits for order_log in self._leaving.values()), self._leaving
+        self.admission.check_integrity(
+            sum(piece.tokens for handle in self._lent.values() for piece in (*handle.path, handle.answer))
         )

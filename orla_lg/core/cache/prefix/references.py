@@ -77,14 +77,14 @@ class References:
 
     def enter(self, workflow: str, grows_tokens: float) -> None:
         """Note that a call of the workflow goes; after it, its context is expected to grow by so much."""
-        claim = self.by_workflow.get(workflow)
-        if claim is None:
-            claim = self.by_workflow[workflow] = Reference(workflow)
-        self._stir(claim)
-        claim.in_flight += 1
-        claim.doing = Doing.GENERATING
-        if grows_tokens != claim.grows_tokens:
-            self._expect(claim, grows_tokens)
+        reference = self.by_workflow.get(workflow)
+        if reference is None:
+            reference = self.by_workflow[workflow] = Reference(workflow)
+        self._stir(reference)
+        reference.in_flight += 1
+        reference.doing = Doing.GENERATING
+        if grows_tokens != reference.grows_tokens:
+            self._expect(reference, grows_tokens)
 
     def leave(self, workflow: str, stage: str, leaf: PrefixNode | None, now: float, *, followed: bool) -> None:
         """Note that a call of the workflow ended.
@@ -96,102 +96,102 @@ class References:
             now: Monotonic seconds.
             followed: Whether the workflow goes on, and so counts on that.
         """
-        claim = self.by_workflow[workflow]
-        claim.in_flight -= 1
+        reference = self.by_workflow[workflow]
+        reference.in_flight -= 1
         self._mark(now)
         if leaf is not None and followed:
-            self._keep(claim, stage, leaf)
-        if claim.in_flight:
+            self._keep(reference, stage, leaf)
+        if reference.in_flight:
             return
-        if followed and claim.leaves:
-            self._rest(claim, Doing.TOOL, now)
+        if followed and reference.leaves:
+            self._rest(reference, Doing.TOOL, now)
         else:
             self.forget(workflow)
 
-    def _keep(self, claim: Reference, stage: str, leaf: PrefixNode) -> None:
+    def _keep(self, reference: Reference, stage: str, leaf: PrefixNode) -> None:
         """Count on what the stage's last call left, and no more on what the one before did."""
-        before = claim.leaves.get(stage)
+        before = reference.leaves.get(stage)
         grown = before is not None and leaf.follows(before)
         until = before if grown else None
-        self.cache.shelf.own(leaf, until)
-        if claim.holds:
+        self.cache.eviction_order.own(leaf, until)
+        if reference.holds:
             self.cache.claim(leaf, until)
         if before is not None and not grown:
-            self._leave_behind(claim, before)
-        claim.leaves[stage] = leaf
-        if not claim.holds:
-            claim.holds = True
-            for each in claim.leaves.values():
+            self._leave_behind(reference, before)
+        reference.leaves[stage] = leaf
+        if not reference.holds:
+            reference.holds = True
+            for each in reference.leaves.values():
                 self.cache.claim(each)
-        if claim.pinned:
-            self._pin(claim)
+        if reference.pinned:
+            self._pin(reference)
 
-    def _leave_behind(self, claim: Reference, leaf: PrefixNode) -> None:
-        if claim.holds:
+    def _leave_behind(self, reference: Reference, leaf: PrefixNode) -> None:
+        if reference.holds:
             self.cache.disclaim(leaf)
-        self.cache.shelf.disown(leaf)
-        claim.left.append(leaf)
-        if len(claim.left) >= 2 * LEFT_BEHIND:
-            claim.left = [each for each in claim.left if each.alive and not each.owners][-LEFT_BEHIND:]
+        self.cache.eviction_order.disown(leaf)
+        reference.left.append(leaf)
+        if len(reference.left) >= 2 * LEFT_BEHIND:
+            reference.left = [each for each in reference.left if each.alive and not each.owners][-LEFT_BEHIND:]
 
-    def _expect(self, claim: Reference, grows_tokens: float) -> None:
-        self.grows_tokens += grows_tokens - claim.grows_tokens
-        claim.grows_tokens = grows_tokens
+    def _expect(self, reference: Reference, grows_tokens: float) -> None:
+        self.grows_tokens += grows_tokens - reference.grows_tokens
+        reference.grows_tokens = grows_tokens
 
     # Between calls
 
     def turned(self, workflow: str, doing: Doing, now: float) -> None:
         """Note what a workflow without a call in flight waits for now."""
-        claim = self.by_workflow.get(workflow)
-        if claim is not None and not claim.in_flight:
-            self._stir(claim)
-            self._rest(claim, doing, now)
+        reference = self.by_workflow.get(workflow)
+        if reference is not None and not reference.in_flight:
+            self._stir(reference)
+            self._rest(reference, doing, now)
 
-    def _rest(self, claim: Reference, doing: Doing, now: float) -> None:
-        claim.doing, claim.since_s = doing, now
-        self.by_workflow.move_to_end(claim.workflow)
-        if claim.holds:
-            self._resting[doing][claim] = None
+    def _rest(self, reference: Reference, doing: Doing, now: float) -> None:
+        reference.doing, reference.since_s = doing, now
+        self.by_workflow.move_to_end(reference.workflow)
+        if reference.holds:
+            self._resting[doing][reference] = None
         else:
-            self._expect(claim, 0.0)
+            self._expect(reference, 0.0)
 
-    def _stir(self, claim: Reference) -> None:
-        self._resting[claim.doing].pop(claim, None)
+    def _stir(self, reference: Reference) -> None:
+        self._resting[reference.doing].pop(reference, None)
 
     def lapse_one(self, now: float) -> None:
         """Drop the reference of the workflow that waits longest for a human, for nothing, or too long for a tool."""
         longest = [next(iter(self._resting[doing])) for doing in LAPSES_AFTER_S if self._resting[doing]]
-        able = [claim for claim in longest if now - claim.since_s >= LAPSES_AFTER_S[claim.doing]]
+        able = [reference for reference in longest if now - reference.since_s >= LAPSES_AFTER_S[reference.doing]]
         if able:
-            self._release(min(able, key=lambda claim: claim.since_s))
+            self._release(min(able, key=lambda reference: reference.since_s))
             self.lapsed += 1
 
     # Giving up
 
     def release(self, workflow: str) -> None:
         """Let others have a workflow's cache evicted; what is not evicted it may find again."""
-        if (claim := self.by_workflow.get(workflow)) is not None:
-            self._release(claim)
+        if (reference := self.by_workflow.get(workflow)) is not None:
+            self._release(reference)
 
-    def _release(self, claim: Reference) -> None:
-        if claim.holds:
-            claim.holds = False
-            for leaf in claim.leaves.values():
+    def _release(self, reference: Reference) -> None:
+        if reference.holds:
+            reference.holds = False
+            for leaf in reference.leaves.values():
                 self.cache.disclaim(leaf)
-        if not claim.in_flight:
-            self._stir(claim)
-            self._expect(claim, 0.0)
+        if not reference.in_flight:
+            self._stir(reference)
+            self._expect(reference, 0.0)
 
     def forget(self, workflow: str) -> None:
         """Drop a workflow's reference for good; calls of it in flight go on."""
-        if (claim := self.by_workflow.get(workflow)) is not None:
-            self._release(claim)
-            if claim.pinned:
-                self._unpin(claim)
-            for leaf in claim.leaves.values():
-                self.cache.shelf.disown(leaf)
-            claim.leaves, claim.left = {}, []
-            if not claim.in_flight:
+        if (reference := self.by_workflow.get(workflow)) is not None:
+            self._release(reference)
+            if reference.pinned:
+                self._unpin(reference)
+            for leaf in reference.leaves.values():
+                self.cache.eviction_order.disown(leaf)
+            reference.leaves, reference.left = {}, []
+            if not reference.in_flight:
                 del self.by_workflow[workflow]
 
     def forget_all(self) -> None:
@@ -202,9 +202,9 @@ class References:
     def forget_older_than(self, before_s: float) -> None:
         """Forget workflows that turned before then (monotonic seconds), and what was not owned or used since."""
         old = []
-        for workflow, claim in self.by_workflow.items():
-            if not claim.in_flight:
-                if claim.since_s >= before_s:
+        for workflow, reference in self.by_workflow.items():
+            if not reference.in_flight:
+                if reference.since_s >= before_s:
                     break
                 old.append(workflow)
         for workflow in old:
@@ -212,9 +212,9 @@ class References:
         flow = -inf
         while self._marks and self._marks[0][0] < before_s:
             flow = self._marks.popleft()[1]
-        for piece in [piece for piece in self.cache.shelf if not piece.owners and piece.idle_from < flow]:
+        for piece in [piece for piece in self.cache.eviction_order if not piece.owners and piece.idle_from < flow]:
             if piece.alive and not any(child.owners for child in piece.children()):
-                self.cache.shelf.lose(piece)
+                self.cache.eviction_order.lose(piece)
 
     def _mark(self, now: float) -> None:
         if not self._marks or now - self._marks[-1][0] >= MARK_EVERY_S:
@@ -224,53 +224,53 @@ class References:
 
     def freed(self, workflow: str) -> None:
         """Note that the engine forgot what the workflow had alone; calls of it in flight keep theirs."""
-        claim = self.by_workflow.get(workflow)
-        if claim is not None:
-            for top in list(self._alone(claim)):
+        reference = self.by_workflow.get(workflow)
+        if reference is not None:
+            for top in list(self._alone(reference)):
                 if top.alive:
-                    self.cache.shelf.lose(top)
+                    self.cache.eviction_order.lose(top)
             self.forget(workflow)
 
     def demoted(self, workflow: str) -> None:
         """Note that the engine gives up first what the workflow has alone."""
-        claim = self.by_workflow.get(workflow)
-        if claim is not None:
-            self._unpin(claim)
-            for top in list(self._alone(claim)):
-                self.cache.shelf.demote(top)
+        reference = self.by_workflow.get(workflow)
+        if reference is not None:
+            self._unpin(reference)
+            for top in list(self._alone(reference)):
+                self.cache.eviction_order.demote(top)
 
     def pinned(self, workflow: str, until_s: float) -> None:
         """Note that the engine gives up last what the workflow has, until then (monotonic seconds)."""
-        claim = self.by_workflow.get(workflow)
-        if claim is not None:
-            claim.pinned_until_s = until_s
-            self._pin(claim)
+        reference = self.by_workflow.get(workflow)
+        if reference is not None:
+            reference.pinned_until_s = until_s
+            self._pin(reference)
 
-    def _pin(self, claim: Reference) -> None:
-        before, claim.pinned = claim.pinned, list(claim.leaves.values())
-        for leaf in claim.pinned:
-            self.cache.shelf.pin(leaf)
+    def _pin(self, reference: Reference) -> None:
+        before, reference.pinned = reference.pinned, list(reference.leaves.values())
+        for leaf in reference.pinned:
+            self.cache.eviction_order.pin(leaf)
         for leaf in before:
-            self.cache.shelf.unpin(leaf)
-        if claim.pinned:
-            self._pinned[claim] = None
+            self.cache.eviction_order.unpin(leaf)
+        if reference.pinned:
+            self._pinned[reference] = None
 
-    def _unpin(self, claim: Reference) -> None:
-        self._pinned.pop(claim, None)
-        for leaf in claim.pinned:
-            self.cache.shelf.unpin(leaf)
-        claim.pinned, claim.pinned_until_s = [], -inf
+    def _unpin(self, reference: Reference) -> None:
+        self._pinned.pop(reference, None)
+        for leaf in reference.pinned:
+            self.cache.eviction_order.unpin(leaf)
+        reference.pinned, reference.pinned_until_s = [], -inf
 
     def expire(self, now: float) -> None:
         """End the pins whose time is over."""
         if self._pinned:
-            for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
-                self._unpin(claim)
+            for reference in [reference for reference in self._pinned if reference.pinned_until_s <= now]:
+                self._unpin(reference)
 
-    def _alone(self, claim: Reference) -> Iterator[PrefixNode]:
+    def _alone(self, reference: Reference) -> Iterator[PrefixNode]:
         """Return the idle pieces where what only this workflow has begins."""
-        mine = Counter(piece for leaf in claim.leaves.values() for piece in leaf.path())
-        for leaf in (*claim.leaves.values(), *claim.left):
+        mine = Counter(piece for leaf in reference.leaves.values() for piece in leaf.path())
+        for leaf in (*reference.leaves.values(), *reference.left):
             top = None
             for piece in leaf.path():
                 if piece.owners != mine[piece]:
@@ -283,8 +283,8 @@ class References:
 
     def shared_tokens(self, pieces: Iterable[PrefixNode], workflow: str) -> float:
         """Return the tokens of those pieces, from the first on, that lie on the path of another workflow too."""
-        mine, claim = dict[PrefixNode, int](), self.by_workflow.get(workflow)
-        leaves, shared = [] if claim is None else list(claim.leaves.values()), 0.0
+        mine, reference = dict[PrefixNode, int](), self.by_workflow.get(workflow)
+        leaves, shared = [] if reference is None else list(reference.leaves.values()), 0.0
         for piece in pieces:
             if piece.owners <= len(leaves):  # they may all be its own
                 mine = mine or Counter(each for leaf in leaves for each in leaf.path())
@@ -300,64 +300,64 @@ class References:
 
     def holding(self, workflow: str) -> Holding | None:
         """Return what a workflow has; ``None`` if it is not known here."""
-        claim = self.by_workflow.get(workflow)
-        return None if claim is None else self._holding(claim)
+        reference = self.by_workflow.get(workflow)
+        return None if reference is None else self._holding(reference)
 
     def holdings(self) -> list[Holding]:
         """Return what each workflow has, the one that turned longest ago first."""
-        return [self._holding(claim) for claim in self.by_workflow.values()]
+        return [self._holding(reference) for reference in self.by_workflow.values()]
 
-    def _holding(self, claim: Reference) -> Holding:
-        tokens, alone = self._sum(claim)
-        obsolete = sum(piece.there_tokens for piece in self._left(claim)) if claim.left else 0.0
-        return Holding(claim.workflow, round(tokens), round(alone), round(obsolete), claim.doing, claim.since_s)
+    def _holding(self, reference: Reference) -> Holding:
+        tokens, alone = self._sum(reference)
+        obsolete = sum(piece.there_tokens for piece in self._left(reference)) if reference.left else 0.0
+        return Holding(reference.workflow, round(tokens), round(alone), round(obsolete), reference.doing, reference.since_s)
 
     @staticmethod
-    def _sum(claim: Reference) -> tuple[float, float]:
+    def _sum(reference: Reference) -> tuple[float, float]:
         """Return what lies on the workflow's paths, and what of it on no other's."""
         tokens = alone = 0.0
-        if len(claim.leaves) == 1:  # as nearly always, and then there is nothing to count twice
-            for piece in next(iter(claim.leaves.values())).path():
+        if len(reference.leaves) == 1:  # as nearly always, and then there is nothing to count twice
+            for piece in next(iter(reference.leaves.values())).path():
                 if piece.alive:
                     tokens += piece.tokens
                     alone += piece.tokens if piece.owners == 1 else 0.0
             return tokens, alone
-        mine = Counter(piece for leaf in claim.leaves.values() for piece in leaf.path())
+        mine = Counter(piece for leaf in reference.leaves.values() for piece in leaf.path())
         for piece, times in mine.items():
             tokens += piece.there_tokens
             alone += piece.there_tokens if piece.owners == times else 0.0
         return tokens, alone
 
     @staticmethod
-    def _left(claim: Reference) -> set[PrefixNode]:
-        return {piece for leaf in claim.left for piece in leaf.path() if not piece.owners}
+    def _left(reference: Reference) -> set[PrefixNode]:
+        return {piece for leaf in reference.left for piece in leaf.path() if not piece.owners}
 
     def check_integrity(self) -> None:
         """Assert the invariants."""
-        claims = set(self.by_workflow.values())
-        assert all(claim.workflow == name for name, claim in self.by_workflow.items())
-        assert all(claim.in_flight or claim.leaves for claim in claims)
+        references = set(self.by_workflow.values())
+        assert all(reference.workflow == name for name, reference in self.by_workflow.items())
+        assert all(reference.in_flight or reference.leaves for reference in references)
         for doing, line in self._resting.items():
-            assert set(line) == {c for c in claims if c.holds and not c.in_flight and c.doing is doing}
-            assert list(line) == sorted(line, key=lambda claim: claim.since_s)
-        quiet = [claim.since_s for claim in self.by_workflow.values() if not claim.in_flight]
+            assert set(line) == {c for c in references if c.holds and not c.in_flight and c.doing is doing}
+            assert list(line) == sorted(line, key=lambda reference: reference.since_s)
+        quiet = [reference.since_s for reference in self.by_workflow.values() if not reference.in_flight]
         assert quiet == sorted(quiet), "whoever turned longest ago is first"
-        grows = sum(claim.grows_tokens for claim in claims)
+        grows = sum(reference.grows_tokens for reference in references)
         assert abs(grows - self.grows_tokens) < 1e-3 * (1 + grows), (grows, self.grows_tokens)
-        self._check_pieces(claims)
-        if not claims:
+        self._check_pieces(references)
+        if not references:
             beyond = self.cache.wanted_tokens - self.cache.in_use_tokens  # what a warm-up uses has no reference
             assert abs(beyond) < 1e-3, beyond
 
-    def _check_pieces(self, claims: set[Reference]) -> None:
+    def _check_pieces(self, references: set[Reference]) -> None:
         """Assert that every piece has the counts of leaves that own, reference and pin it."""
-        leaves = [(leaf, claim.holds) for claim in claims for leaf in claim.leaves.values()]
+        leaves = [(leaf, reference.holds) for reference in references for leaf in reference.leaves.values()]
         owned = Counter(piece for leaf, _ in leaves for piece in leaf.path())
         claimed = Counter(piece for leaf, holds in leaves if holds for piece in leaf.path())
-        pinned = Counter(piece for claim in claims for leaf in claim.pinned for piece in leaf.path())
-        shelf = self.cache.shelf
-        for piece in {*shelf.pieces.values(), *shelf.missed.values(), *owned}:
+        pinned = Counter(piece for reference in references for leaf in reference.pinned for piece in leaf.path())
+        eviction_order = self.cache.eviction_order
+        for piece in {*eviction_order.pieces.values(), *eviction_order.missed.values(), *owned}:
             assert piece.owners == owned[piece], "owned by leaves that are no more, or not by those that are"
             assert piece.claims == claimed[piece]
             assert piece.pins == pinned[piece]
-        assert set(self._pinned) == {claim for claim in claims if claim.pinned}
+        assert set(self._pinned) == {reference for reference in references if reference.pinned}

@@ -68,23 +68,23 @@ class PrefixTree:
     """In use or claimed, whether it is still there or not."""
     flow_tokens: float = 0.0
     """All that ever went out of use."""
-    shelf: EvictionOrder = field(default_factory=EvictionOrder)
+    eviction_order: EvictionOrder = field(default_factory=EvictionOrder)
     witness: HitCheck = field(default_factory=HitCheck)
 
     @property
     def pieces(self) -> dict[object, PrefixNode]:
         """Those alive, by their keys."""
-        return self.shelf.pieces
+        return self.eviction_order.pieces
 
     @property
     def idle_tokens(self) -> float:
         """What no call in flight uses."""
-        return self.shelf.idle_tokens
+        return self.eviction_order.idle_tokens
 
     @property
     def tokens(self) -> float:
         """All that is believed to be there."""
-        return self.in_use_tokens + self.shelf.idle_tokens
+        return self.in_use_tokens + self.eviction_order.idle_tokens
 
     # Looking
 
@@ -94,7 +94,7 @@ class PrefixTree:
         An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *prompt_owner*
         repeats: other workflows with the same prompt may have got another answer.
         """
-        pieces, wanted, found = self.shelf.pieces, ask.pieces, list[PrefixNode]()
+        pieces, wanted, found = self.eviction_order.pieces, ask.pieces, list[PrefixNode]()
         known = len(wanted)
         while known and (piece := pieces.get(wanted[known - 1][0])) is None:
             known -= 1
@@ -140,7 +140,7 @@ class PrefixTree:
 
     def _lost_before(self, ask: Ask, index: int, parent: PrefixNode | None, prompt_owner: str) -> PrefixNode | None:
         """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
-        missed = self.shelf.missed
+        missed = self.eviction_order.missed
         if not missed or (index and parent is None):
             return None
         piece = missed.get(ask.pieces[index][0])
@@ -155,7 +155,7 @@ class PrefixTree:
         self, ask: Ask, answer_tokens: float, prompt_owner: str = "", found: list[PrefixNode] | None = None
     ) -> CacheHandle:
         """Take a call's prompt and expected answer into use; *found* is what ``find`` returns, if that was asked."""
-        self.shelf.changes += 1
+        self.eviction_order.changes += 1
         path = self.find(ask, prompt_owner) if found is None else found
         known, used = len(path), 0
         believed = [piece.tokens for piece in path if piece.filled]
@@ -174,11 +174,11 @@ class PrefixTree:
             fresh.append(parent)
             path.append(parent)
         answer = PrefixNode(object(), parent, answer_tokens)
-        self.shelf.live(answer)
+        self.eviction_order.live(answer)
         self._use((*path, answer))
         for piece in fresh:
             fresh_tokens += piece.tokens
-        enough = min(self.in_use_tokens + self.shelf.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
+        enough = min(self.in_use_tokens + self.eviction_order.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
         return CacheHandle(
             prompt_owner, path, answer, fresh, sum(believed), enough, believed, used, proven, self.tokens_per_char
         )
@@ -187,14 +187,14 @@ class PrefixTree:
         self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, prompt_owner: str
     ) -> PrefixNode:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
-        piece = self._lost_before(ask, index, parent, prompt_owner) if self.shelf.missed else None
+        piece = self._lost_before(ask, index, parent, prompt_owner) if self.eviction_order.missed else None
         key = ask.pieces[index][0]
         if piece is None:
             piece = PrefixNode(key, parent, tokens)
-            self.shelf.live(piece)
+            self.eviction_order.live(piece)
         else:
             piece.filled = False
-            self.shelf.live(piece)
+            self.eviction_order.live(piece)
             self._name(piece, key, prompt_owner)
         return piece
 
@@ -207,7 +207,7 @@ class PrefixTree:
         if piece.key is not key and piece.key != key:
             del self.pieces[piece.key]
             self.pieces[key] = piece
-            self.shelf.missed.pop(key, None)
+            self.eviction_order.missed.pop(key, None)
             piece.key = key
             if (
                 (parent := piece.parent) is not None
@@ -229,18 +229,18 @@ class PrefixTree:
             piece.users += 1
         self.in_use_tokens += used
         self.wanted_tokens += wanted
-        self.shelf.take(idle)
+        self.eviction_order.take(idle)
 
-    def filled(self, stay: CacheHandle) -> None:
+    def filled(self, handle: CacheHandle) -> None:
         """Note that a call's prompt is prefilled."""
-        for piece in reversed(stay.path):
+        for piece in reversed(handle.path):
             if piece.filled:
                 break  # and so are all before it
             piece.filled = True
 
     def end(
         self,
-        stay: CacheHandle,
+        handle: CacheHandle,
         prompt_tokens: int | None,
         answer_tokens: int | None,
         cached_tokens: int | None = None,
@@ -250,31 +250,31 @@ class PrefixTree:
         Where the engine found less than was believed, that had been evicted, and others with it; the call's own
         prompt is there again, since the call computed it.
         """
-        self.shelf.changes += 1
+        self.eviction_order.changes += 1
         if prompt_tokens is not None:
-            self._count(stay, prompt_tokens)
-        if cached_tokens is not None and (not stay.path or stay.path[-1].alive):  # with the last one all are
+            self._count(handle, prompt_tokens)
+        if cached_tokens is not None and (not handle.path or handle.path[-1].alive):  # with the last one all are
             lost = self.witness.first_lost(
-                stay.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
+                handle.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
             )
             if lost is not None:
-                self._correct(stay, lost)
-        answer = stay.answer
+                self._correct(handle, lost)
+        answer = handle.answer
         if answer_tokens is not None:
             self._resize(answer, answer_tokens)
         answer.filled = True
-        self.filled(stay)
-        if stay.path:
-            stay.path[-1].answered(stay.prompt_owner, answer)
+        self.filled(handle)
+        if handle.path:
+            handle.path[-1].answered(handle.prompt_owner, answer)
         self._unuse(answer)
 
-    def undo(self, stay: CacheHandle) -> None:
+    def undo(self, handle: CacheHandle) -> None:
         """Give back what a call used that never reached the engine: what it would have added is not there."""
-        self.shelf.changes += 1
-        self._unuse(stay.answer)
-        for piece in stay.answer.path():
-            if piece is stay.answer or (not piece.users and not piece.filled):
-                self.shelf.lose(piece)
+        self.eviction_order.changes += 1
+        self._unuse(handle.answer)
+        for piece in handle.answer.path():
+            if piece is handle.answer or (not piece.users and not piece.filled):
+                self.eviction_order.lose(piece)
 
     def _unuse(self, leaf: PrefixNode) -> None:
         """Let a call use what ends in *leaf* no more.
@@ -298,12 +298,12 @@ class PrefixTree:
         self.in_use_tokens -= unused
         self.wanted_tokens -= unwanted
         self.flow_tokens = flow_tokens
-        self.shelf.put(idle)
+        self.eviction_order.put(idle)
 
-    def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
+    def _count(self, handle: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
         guessed, before, left = list[PrefixNode](), 0.0, float(prompt_tokens)
-        for piece in stay.path:
+        for piece in handle.path:
             if piece.counted:
                 left -= piece.tokens
             else:
@@ -312,7 +312,7 @@ class PrefixTree:
         if guessed and left > 0:
             if before > 0:
                 # By the estimate it had: calls beside each other do not correct the same one once more each.
-                seen = stay.tokens_per_char * min(left / before, 2.0)
+                seen = handle.tokens_per_char * min(left / before, 2.0)
                 self.tokens_per_char += LEARNING * (seen - self.tokens_per_char)
             for piece in guessed:
                 self._resize(piece, left * piece.tokens / before if before > 0 else left / len(guessed))
@@ -348,41 +348,41 @@ class PrefixTree:
 
     def shrink(self, limit_tokens: float) -> float:
         """Believe that the engine gave up what it gives up first until what is left fits; returns its tokens."""
-        shelf, in_use_tokens = self.shelf, self.in_use_tokens
-        before = shelf.idle_tokens
-        while in_use_tokens + shelf.idle_tokens > limit_tokens or len(shelf.pieces) > MAX_PIECES:
-            piece = shelf.first()
+        eviction_order, in_use_tokens = self.eviction_order, self.in_use_tokens
+        before = eviction_order.idle_tokens
+        while in_use_tokens + eviction_order.idle_tokens > limit_tokens or len(eviction_order.pieces) > MAX_PIECES:
+            piece = eviction_order.first()
             if piece is None:
                 break
-            shelf.lose(piece)
-        return before - shelf.idle_tokens
+            eviction_order.lose(piece)
+        return before - eviction_order.idle_tokens
 
-    def _correct(self, stay: CacheHandle, lost: int) -> None:
+    def _correct(self, handle: CacheHandle, lost: int) -> None:
         """Believe that what comes after a prompt's first lost piece is gone, and what was used before it was.
 
         That last only where it says so: the piece was idle, and lay where the engine gives up what was used longest
         ago. A loss of what was never part of a prompt may be a mere difference of an answer from its repetition.
         """
-        shelf, first = self.shelf, stay.path[lost]
-        for piece in stay.path[lost:]:
+        eviction_order, first = self.eviction_order, handle.path[lost]
+        for piece in handle.path[lost:]:
             for child in list(piece.children()):
                 if not child.users:
-                    shelf.lose(child)
-        tells = shelf.order is Eviction.LRU and first.band is EvictionBand.USUAL
-        if tells and stay.used <= lost < stay.proven:
-            deepest = stay.path[len(stay.believed) - 1]
-            stay.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
-            shelf.lose_older(first.idle_from)
+                    eviction_order.lose(child)
+        tells = eviction_order.order is Eviction.LRU and first.band is EvictionBand.USUAL
+        if tells and handle.used <= lost < handle.proven:
+            deepest = handle.path[len(handle.believed) - 1]
+            handle.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
+            eviction_order.lose_older(first.idle_from)
 
     def clear(self) -> None:
         """Believe nothing any more: the engine came back empty. Calls in flight end as they will."""
         for piece in list(self.pieces.values()):
             if piece.alive:
-                self.shelf.lose(piece)
+                self.eviction_order.lose(piece)
 
     def check_integrity(self) -> None:
         """Assert the invariants."""
-        self.shelf.check_integrity()
+        self.eviction_order.check_integrity()
         assert all(piece.users or piece.idle for piece in self.pieces.values())
         in_use = sum(piece.tokens for piece in self.pieces.values() if piece.users)
         assert self.in_use_tokens >= in_use - 1e-3 * (1 + in_use), (self.in_use_tokens, in_use)

@@ -81,7 +81,7 @@ class SlotCache:
             self.table.strayed(call.id)
         elif lease.fresh and not lease.strange:
             self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), self.table.slots[lease.slot].take_flush())
-        queued.claimed = self.orders.claim(workflow, self._in_slot(call.ask, lease), 0, now)
+        queued.expected = self.orders.claim(workflow, self._in_slot(call.ask, lease), 0, now)
         queued.lease = lease
         if lease is not None:
             self.leases[queued] = lease
@@ -120,25 +120,25 @@ class SlotCache:
     def apply(self, action: CacheAction) -> OrderLog | None:
         """Give a workflow's slots up at once, or let others take them; the engine erases in a quiet moment."""
         if (carry_out := _CARRIES_OUT[action.verb]) is not None:
-            carry_out(self, action, self.orders.trails.get(action.workflow))
+            carry_out(self, action, self.orders.order_logs.get(action.workflow))
         return None
 
-    def flush(self, action: CacheAction, trail: OrderLog | None) -> None:
+    def flush(self, action: CacheAction, order_log: OrderLog | None) -> None:
         """Give a workflow's slots up, and have them erased and its files emptied in a quiet moment."""
         for slot in self.table.slots:
-            if slot.owner == action.workflow and trail is not None:
-                slot.flush_asked = trail
+            if slot.owner == action.workflow and order_log is not None:
+                slot.flush_asked = order_log
         for _ in range(self.table.flush(action.workflow)):
-            self.orders.note(Order(action.verb, Effect.DEFERRED), trail)
+            self.orders.note(Order(action.verb, Effect.DEFERRED), order_log)
 
-    def release(self, action: CacheAction, trail: OrderLog | None) -> None:
+    def release(self, action: CacheAction, order_log: OrderLog | None) -> None:
         """Let others take a workflow's slots."""
         if self.table.release(action.workflow):
-            self.orders.note(Order(action.verb, Effect.DEMOTED), trail)
+            self.orders.note(Order(action.verb, Effect.DEMOTED), order_log)
 
-    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, order_log: OrderLog, effect: Effect, now: float) -> None:
         """Note what came of an order that was given before the engine had slots."""
-        self.orders.answered(trail, Order(action.verb, effect))
+        self.orders.answered(order_log, Order(action.verb, effect))
 
     def turned(self, workflow: str, doing: Doing, now: float) -> None:
         """Note what a workflow waits for, outside of any model."""
@@ -275,7 +275,7 @@ class SlotCache:
             truth=self.orders.truth(),
         )
 
-    def admission(self) -> AdmissionStatistics | None:
+    def admission_statistics(self) -> AdmissionStatistics | None:
         """Return ``None``: a call is admitted by finding a slot."""
         return None
 

@@ -125,7 +125,7 @@ class SlotOrders:
 
     def _note(self, verb: Verb, effect: Effect, workflow: str = "") -> None:
         """Note an order and its effect, in the log of a workflow if the order was for one."""
-        self._orders.note(Order(verb, effect), self._orders.trails.get(workflow))
+        self._orders.note(Order(verb, effect), self._orders.order_logs.get(workflow))
 
     # For other engines of the same folder
 

@@ -78,8 +78,8 @@ class Slot:
 
     def take_flush(self) -> OrderLog | None:
         """Return after which call the slot's flush was asked for, once."""
-        trail, self.flush_asked = self.flush_asked, None
-        return trail
+        order_log, self.flush_asked = self.flush_asked, None
+        return order_log
 
     def common(self, prefix: tuple[int, ...]) -> int:
         """Return how many leading messages of *prefix* the slot still holds."""

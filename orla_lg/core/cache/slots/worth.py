@@ -17,9 +17,9 @@ WEIGHT = 0.2
 class Prices:
     """What getting a cache back takes on one backend, in seconds: learned from its calls and its orders."""
 
-    def __init__(self, pace: SpeedMeter | None = None) -> None:
+    def __init__(self, speed_meter: SpeedMeter | None = None) -> None:
         self.save_s, self.restore_s = SAVE_S, RESTORE_S
-        self._pace = pace
+        self._speed_meter = speed_meter
 
     def saved(self, took_s: float) -> None:
         """Learn from a save, waiting for the engine's batch included."""
@@ -31,7 +31,7 @@ class Prices:
 
     def recompute_s(self, tokens: float) -> float:
         """Return what prefilling so many tokens takes."""
-        known = None if self._pace is None else self._pace.speed.prefill_tokens_per_s
+        known = None if self._speed_meter is None else self._speed_meter.speed.prefill_tokens_per_s
         return tokens / (known or PREFILL_TOKENS_PER_S)
 
     def back_s(self, tokens: float) -> float:

@@ -130,14 +130,14 @@ class AdmissionMachine(RuleBasedStateMachine):
     # Every grant
 
     def judged(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
-        admission, limit = self.scheduler.cache.gate, self.scheduler.cache.gate.capacity.limit
+        admission, limit = self.scheduler.cache.admission, self.scheduler.cache.admission.capacity.limit
         assert queued not in self.granted, "granted twice"
         self.granted.append(queued)
-        new, alone = queued.call.identity.workflow not in admission.claims, not admission._entries
+        new, alone = queued.call.identity.workflow not in admission.references, not admission._entries
         waiting = [each for each in self.scheduler.queue if each is not queued]
         heads = set(self.scheduler.queue.heads())
         before = [
-            Passed(each, self.why_held(each), each.call.identity.workflow in admission.claims, each in heads)
+            Passed(each, self.why_held(each), each.call.identity.workflow in admission.references, each in heads)
             for each in waiting
         ]
         mine = self.why_held(queued)
@@ -148,7 +148,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         if not alone:
             assert admission.cache.in_use_tokens <= limit + 1e-6, "more in use than there is"
         if not alone and new and not self.is_late(queued):
-            wants = admission.cache.wanted_tokens + GROWTH_SHARE * admission.claims.grows_tokens
+            wants = admission.cache.wanted_tokens + GROWTH_SHARE * admission.references.grows_tokens
             assert wants <= limit + 1e-6, "a new one, though not all that is counted on would fit"
         self.nobody_was_passed(queued, before, new=new)
         return queued
@@ -168,10 +168,10 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def why_held(self, queued: Queued) -> Held | None:
         """Why a call could not go if it were a resident's."""
-        admission, ask = self.scheduler.cache.gate, queued.call.ask
+        admission, ask = self.scheduler.cache.admission, queued.call.ask
         now = self.background.clock()
         awaited = {
-            piece for entry in admission._prefilling.values() if now < entry.open_at_s for piece in entry.stay.fresh
+            piece for entry in admission._prefilling.values() if now < entry.open_at_s for piece in entry.handle.fresh
         }
         if not admission._entries:
             return None
@@ -216,7 +216,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), found=st.sampled_from([None, 0.0, 1.0]), wrong=st.sampled_from([0.7, 1.0, 1.5]))
     def end(self, data: st.DataObject, found: float | None, wrong: float) -> None:
         if queued := self.one(data):
-            prompt = int(self.scheduler.cache.gate.cache.tokens_of(queued.call.ask) * wrong) + 1
+            prompt = int(self.scheduler.cache.admission.cache.tokens_of(queued.call.ask) * wrong) + 1
             self.gone(queued, usage=Usage(prompt, None if found is None else int(found * prompt), 20))
             told = [*queued.call.ask.messages, {"role": "assistant", "content": "so it is " * 8}]
             self.said[queued.call.identity.workflow] = told if len(told) < 9 else told[:1]
@@ -277,7 +277,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert len(set(self.granted)) == len(self.granted)
         assert all(each.granted is (each in self.granted) for each in self.inside)
         flying = sum(each.granted for each in self.inside)
-        assert self.scheduler.queue.in_flight == len(self.scheduler.cache.gate._entries) == flying
+        assert self.scheduler.queue.in_flight == len(self.scheduler.cache.admission._entries) == flying
         assert flying or not self.scheduler.queue.waiting, "everybody waits, and nobody works"
 
     @invariant()
@@ -296,7 +296,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert not self.inside, "bounded waiting"
         for workflow in self.said:
             self.scheduler.forget(workflow)
-        now = self.scheduler.cache.gate.statistics()
+        now = self.scheduler.cache.admission.statistics()
         assert (now.in_use_tokens, now.wanted_tokens, now.growth_tokens, now.workflows) == (0, 0, 0, ())
 
 
@@ -374,7 +374,7 @@ def test_a_resident_goes_before_a_new_one_that_came_before_it() -> None:
 def test_growth_counts_and_is_released() -> None:
     scheduler, _ = a_scheduler(1000)
     first = enter(scheduler, "first", 250)
-    assert scheduler.cache.gate.statistics().growth_tokens == pytest.approx(375, abs=5)
+    assert scheduler.cache.admission.statistics().growth_tokens == pytest.approx(375, abs=5)
     second = enter(scheduler, "second", 250)
     assert second.waiting, "500 fit, but not what they will grow to"
     scheduler.apply(CacheAction(Verb.FLUSH, "first"))
@@ -387,19 +387,19 @@ def test_whoever_waits_longest_for_a_human_gives_way_but_not_for_a_short_tool() 
     scheduler, background = a_scheduler(1000, grows=0)
     for name in ("tool", "human"):
         leave(scheduler, enter(scheduler, name, 150), usage=Usage(150, None, 1))
-    claims = scheduler.cache.gate.claims.by_workflow
+    references = scheduler.cache.admission.references.by_workflow
     enter(scheduler, "busy", 100)
     new = enter(scheduler, "new", 680)
-    assert new.waiting and claims["human"].holds, "tools come back"
+    assert new.waiting and references["human"].holds, "tools come back"
     scheduler.turned("human", Doing.HUMAN)
     assert new.granted, "at once, not at the next call"
-    assert not claims["human"].holds and claims["tool"].holds
+    assert not references["human"].holds and references["tool"].holds
     later = enter(scheduler, "later", 90)
     background.advance(PATIENCE_S - 0.1)
     assert later.waiting
     background.advance(0.1)
-    assert later.granted and not claims["tool"].holds, "that took too long"
-    assert scheduler.cache.gate.statistics().lapsed == 2
+    assert later.granted and not references["tool"].holds, "that took too long"
+    assert scheduler.cache.admission.statistics().lapsed == 2
 
 
 def test_a_large_call_gets_its_room_after_a_while_and_nobody_passes_it_then() -> None:
@@ -429,17 +429,17 @@ def test_what_never_reached_the_engine_is_not_expected_there() -> None:
     scheduler, _ = a_scheduler(100_000)
     leave(scheduler, enter(scheduler, "w", 150), reached=False)
     again = enter(scheduler, "w", 150)
-    assert scheduler.cache.gate._entries[again].stay.expected_tokens == 0
+    assert scheduler.cache.admission._entries[again].handle.expected_tokens == 0
 
 
 def test_a_lost_engine_teaches_nothing_about_its_size() -> None:
     scheduler, _ = a_scheduler(100_000)
-    scheduler.cache.gate.capacity._caches = True
+    scheduler.cache.admission.capacity._caches = True
     leave(scheduler, enter(scheduler, "w", 500))
     again = enter(scheduler, "w", 500)
     scheduler.health.lost(BackendUnavailable("gone"))
     leave(scheduler, again, usage=Usage(500, 0, 5))
-    assert scheduler.cache.gate.capacity.losses == 0
+    assert scheduler.cache.admission.capacity.losses == 0
 
 
 # The gate
@@ -485,7 +485,7 @@ def test_a_cancelled_branch_lets_the_next_one_go_first() -> None:
 
 def test_how_long_a_prefill_takes_is_learned() -> None:
     scheduler, background = a_scheduler()
-    scheduler.pace.speed = Speed(prefill_tokens_per_s=100.0)
+    scheduler.speed_meter.speed = Speed(prefill_tokens_per_s=100.0)
     _, second = fan(scheduler, 2)
     background.advance(7.9)
     assert second.waiting
@@ -525,7 +525,7 @@ def test_a_decision_is_quick_with_ten_thousand_claims_and_a_thousand_calls_waiti
     for number in range(10_000):
         call = a_call(scheduler, f"w{number}", conversation(number, 4), stage=f"s{number % 8}")
         leave(scheduler, queue(scheduler, call))
-    scheduler.health._learn(Probe(kv_tokens=round(scheduler.cache.gate.cache.in_use_tokens) + 2000))
+    scheduler.health._learn(Probe(kv_tokens=round(scheduler.cache.admission.cache.in_use_tokens) + 2000))
     flying = [enter(scheduler, f"f{n}", 100) for n in range(5)]
     for number in range(1_000):  # every other one a resident
         name = f"w{number}" if number % 2 else f"new{number}"
@@ -534,9 +534,9 @@ def test_a_decision_is_quick_with_ten_thousand_claims_and_a_thousand_calls_waiti
     now, times = background.clock(), []
     for _ in range(100):
         begin = time.thread_time()
-        assert scheduler.cache.gate.choose(scheduler.queue, now, scheduler.pace.speed) is None
+        assert scheduler.cache.admission.choose(scheduler.queue, now, scheduler.speed_meter.speed) is None
         times.append(time.thread_time() - begin)
-    lines = lines_run(lambda: scheduler.cache.gate.choose(scheduler.queue, now, scheduler.pace.speed))
+    lines = lines_run(lambda: scheduler.cache.admission.choose(scheduler.queue, now, scheduler.speed_meter.speed))
     print(f"choose: {1e3 * statistics.median(times):.3f} ms, {lines} lines")
     assert lines < 25_000, "a millisecond where this was written"
     assert statistics.median(times) < 1e-2, "and what C does in it is no more, even on a slow and busy machine"
@@ -550,10 +550,10 @@ def test_a_call_with_thirty_messages_costs_a_tenth_of_a_millisecond() -> None:
         call.ask.pieces  # noqa: B018 - hashed in any case
         queued = scheduler.queue.enter(call, 0.0)
         begin = time.thread_time()
-        assert scheduler.cache.gate.choose(scheduler.queue, 0.0, scheduler.pace.speed) is queued
-        scheduler.cache.gate.enter(queued, 0.0, None)
-        scheduler.cache.gate.first_token(queued)
-        scheduler.cache.gate.leave(queued, 0.0, Usage(500, 0, 9), reached=True, followed=True)
+        assert scheduler.cache.admission.choose(scheduler.queue, 0.0, scheduler.speed_meter.speed) is queued
+        scheduler.cache.admission.enter(queued, 0.0, None)
+        scheduler.cache.admission.first_token(queued)
+        scheduler.cache.admission.leave(queued, 0.0, Usage(500, 0, 9), reached=True, followed=True)
         times.append(time.thread_time() - begin)
         scheduler.queue.grant(queued)
         scheduler.queue.leave(queued)
@@ -566,7 +566,7 @@ def test_a_call_outside_any_run_is_not_expected_to_grow() -> None:
     call = a_call(scheduler, "stray", say("x" * 1000))
     call.identity = replace(call.identity, run=None)
     assert queue(scheduler, call).granted
-    assert scheduler.cache.gate.statistics().growth_tokens == 0
+    assert scheduler.cache.admission.statistics().growth_tokens == 0
 
 
 # Switched off -----------------------------------------------------------------------------------------------

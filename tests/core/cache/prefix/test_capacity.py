@@ -136,7 +136,7 @@ class Sessions:
 
     @property
     def admission(self) -> Admission:
-        return self.virtual.serving.schedulers["e"].cache.gate
+        return self.virtual.serving.schedulers["e"].cache.admission
 
     async def at_a_time(self, sessions: int, rounds: int) -> None:
         async def one_after_another(number: int) -> None:

@@ -53,7 +53,7 @@ class Flying:
     texts: tuple[Said, ...]
     path: list[Known]
     answer: Known
-    stay: CacheHandle
+    handle: CacheHandle
 
     @property
     def all(self) -> list[Known]:
@@ -130,18 +130,18 @@ class ResidencyMachine(RuleBasedStateMachine):
         enough = self.enough(found)
         use, want = self.cache.adds(prompt, answer_tokens, prompt_owner)
         used, wanted = self.cache.in_use_tokens + use, self.cache.wanted_tokens + want
-        stay = self.cache.begin(prompt, answer_tokens, prompt_owner)
+        handle = self.cache.begin(prompt, answer_tokens, prompt_owner)
         assert (self.cache.in_use_tokens, self.cache.wanted_tokens) == pytest.approx((used, wanted))
-        assert stay.expected_tokens == pytest.approx(sum(one.tokens for one in found if one.filled))
+        assert handle.expected_tokens == pytest.approx(sum(one.tokens for one in found if one.filled))
         path = self.begin_in_model(prompt_owner, texts, found)
-        assert len(stay.fresh) == len(path) - len(found)
+        assert len(handle.fresh) == len(path) - len(found)
         if enough:
-            more = answer_tokens + sum(piece.tokens for piece in stay.fresh)
-            assert enough + more <= stay.enough_tokens + 1e-6, "an engine of that size may have lost it"
-            assert stay.enough_tokens <= self.cache.tokens + 1e-6
+            more = answer_tokens + sum(piece.tokens for piece in handle.fresh)
+            assert enough + more <= handle.enough_tokens + 1e-6, "an engine of that size may have lost it"
+            assert handle.enough_tokens <= self.cache.tokens + 1e-6
         answer = Known(answer_tokens)
         self.nameless.append(answer)
-        self.flying.append(Flying(prompt_owner, texts, path, answer, stay))
+        self.flying.append(Flying(prompt_owner, texts, path, answer, handle))
 
     def begin_in_model(self, prompt_owner: str, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
         path = list(found)
@@ -167,7 +167,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def first_token(self, data: st.DataObject) -> None:
         flown = data.draw(st.sampled_from(self.flying))
-        self.cache.filled(flown.stay)
+        self.cache.filled(flown.handle)
         for one in flown.path:
             one.filled = True
 
@@ -175,7 +175,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data(), answer=st.none() | st.integers(0, 50))
     def end(self, data: st.DataObject, answer: int | None) -> None:
         flown = data.draw(st.sampled_from(self.flying))
-        self.cache.end(flown.stay, None, answer)
+        self.cache.end(flown.handle, None, answer)
         flown.answer.tokens = flown.answer.tokens if answer is None else answer
         for one in flown.all:
             one.filled = True
@@ -189,7 +189,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def undo(self, data: st.DataObject) -> None:
         flown = data.draw(st.sampled_from(self.flying))
-        self.cache.undo(flown.stay)
+        self.cache.undo(flown.handle)
         self.land(flown)
         for one in flown.all:
             if one is flown.answer or (one not in self.in_use() and not one.filled):
@@ -199,14 +199,14 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def claim(self, data: st.DataObject) -> None:
         ended = data.draw(st.sampled_from(self.ended))
-        self.cache.claim(ended.stay.answer)
+        self.cache.claim(ended.handle.answer)
         self.claimed.append(ended)
 
     @precondition(lambda self: self.claimed)
     @rule(data=st.data())
     def disclaim(self, data: st.DataObject) -> None:
         claimed = data.draw(st.sampled_from(self.claimed))
-        self.cache.disclaim(claimed.stay.answer)
+        self.cache.disclaim(claimed.handle.answer)
         self.claimed.remove(claimed)
 
     @rule(limit=st.integers(0, 120))
@@ -233,7 +233,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         ):
             assert tokens == pytest.approx(sum(one.tokens for one in ones), abs=1e-6)
         assert len(self.cache.pieces) == len(self.living())
-        assert [piece.tokens for piece in self.cache.shelf] == [one.tokens for one in self.idle()]
+        assert [piece.tokens for piece in self.cache.eviction_order] == [one.tokens for one in self.idle()]
 
     @invariant()
     def no_piece_without_what_is_before_it(self) -> None:
@@ -243,7 +243,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         for flown in list(self.flying):
             self.undo_quietly(flown)
         for claimed in self.claimed:
-            self.cache.disclaim(claimed.stay.answer)
+            self.cache.disclaim(claimed.handle.answer)
         assert self.cache.in_use_tokens == pytest.approx(0, abs=1e-6)
         assert self.cache.wanted_tokens == pytest.approx(0, abs=1e-6)
         self.cache.shrink(0)
@@ -251,7 +251,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert self.cache.tokens == pytest.approx(0, abs=1e-6)
 
     def undo_quietly(self, flown: Flying) -> None:
-        self.cache.undo(flown.stay)
+        self.cache.undo(flown.handle)
         self.flying.remove(flown)
 
 
@@ -260,9 +260,9 @@ TestResidency = ResidencyMachine.TestCase
 
 
 def ended(cache: PrefixTree, prompt: Ask, answer: int = 10, counted: int | None = None) -> CacheHandle:
-    stay = cache.begin(prompt, 100.0)
-    cache.end(stay, counted, answer)
-    return stay
+    handle = cache.begin(prompt, 100.0)
+    cache.end(handle, counted, answer)
+    return handle
 
 
 def keys(pieces: list[PrefixNode]) -> list[str]:
@@ -327,8 +327,8 @@ def test_a_user_does_not_say_what_the_model_said() -> None:
 
 def test_what_the_engine_counted_replaces_the_estimate_and_teaches() -> None:
     cache = PrefixTree()
-    stay = ended(cache, chat("s" * 93, "u" * 95), answer=7, counted=100)  # by length: 25 + 25
-    assert keys(stay.path) == ["50", "50"] and cache.tokens == pytest.approx(107)
+    handle = ended(cache, chat("s" * 93, "u" * 95), answer=7, counted=100)  # by length: 25 + 25
+    assert keys(handle.path) == ["50", "50"] and cache.tokens == pytest.approx(107)
     assert cache.tokens_per_char == pytest.approx(0.25 * 1.3), "by what was wrong, but slowly"
     grown = ended(cache, chat("s" * 93, "u" * 95, "a", "v"), answer=1, counted=120)
     assert sum(piece.tokens for piece in grown.path) == pytest.approx(120)
@@ -348,16 +348,16 @@ def test_calls_side_by_side_do_not_correct_the_same_estimate_once_more_each() ->
     cache = PrefixTree(tokens_per_char=0.25)
     for wave in range(20):
         stays = [cache.begin(ask(("user", f"{wave} {number} {'x' * 400}")), 10.0) for number in range(64)]
-        for stay in stays:
-            cache.end(stay, prompt_tokens=120, answer_tokens=10)
+        for handle in stays:
+            cache.end(handle, prompt_tokens=120, answer_tokens=10)
         assert 0.25 < cache.tokens_per_char < 0.3, "what was counted is 120 tokens for some 400 characters"
 
 
 def test_prompts_without_text_count_as_the_engine_says() -> None:
     cache = PrefixTree()
-    stay = cache.begin(ask(), 0.0)
-    assert stay.path == [] and cache.in_use_tokens == 0
-    cache.end(stay, 30, 5)
+    handle = cache.begin(ask(), 0.0)
+    assert handle.path == [] and cache.in_use_tokens == 0
+    cache.end(handle, 30, 5)
     assert cache.tokens == 5
 
 
@@ -390,9 +390,9 @@ def lengths(cache: PrefixTree, *texts: str) -> list[int]:
 
 
 def tell(cache: PrefixTree, prompt: Ask, counted: int, cached: int) -> CacheHandle:
-    stay = cache.begin(prompt, 10.0)
-    cache.end(stay, counted, 10, cached)
-    return stay
+    handle = cache.begin(prompt, 10.0)
+    cache.end(handle, counted, 10, cached)
+    return handle
 
 
 def three_that_begin_alike(cache: PrefixTree) -> None:
@@ -414,7 +414,7 @@ def test_what_was_used_before_a_lost_piece_was_is_lost_too_and_what_was_used_sin
 
 
 def test_a_banded_engine_gives_up_in_another_order() -> None:
-    cache = PrefixTree(shelf=EvictionOrder(Eviction.BANDED))
+    cache = PrefixTree(eviction_order=EvictionOrder(Eviction.BANDED))
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 992)
     assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
@@ -422,7 +422,7 @@ def test_a_banded_engine_gives_up_in_another_order() -> None:
 
 def test_with_a_beginning_all_that_begins_like_it_is_lost() -> None:
     for order in Eviction:
-        cache = PrefixTree(shelf=EvictionOrder(order))
+        cache = PrefixTree(eviction_order=EvictionOrder(order))
         three_that_begin_alike(cache)
         tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 496)
         assert lengths(cache, "p" * 3993, "new".ljust(795)) == [1000]
@@ -453,13 +453,13 @@ def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
 
 def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -> None:
     cache = PrefixTree()
-    stay = ended(cache, chat("p" * 393, "q"), counted=110)
-    cache.shelf.own(stay.answer)
-    cache.claim(stay.answer)
+    handle = ended(cache, chat("p" * 393, "q"), counted=110)
+    cache.eviction_order.own(handle.answer)
+    cache.claim(handle.answer)
     wanted = cache.wanted_tokens
     cache.shrink(0)
     assert (cache.tokens, cache.wanted_tokens) == pytest.approx((0, wanted))
     again = cache.begin(chat("p" * 393, "q"), 0.0)
-    assert again.path == stay.path and cache.wanted_tokens == wanted, "not wanted twice"
+    assert again.path == handle.path and cache.wanted_tokens == wanted, "not wanted twice"
     assert again.expected_tokens == 0 and again.fresh == again.path
     cache.check_integrity()

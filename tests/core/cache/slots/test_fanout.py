@@ -54,8 +54,8 @@ def test_nobody_waits_where_answers_are_long_or_prefills_quick() -> None:
     scheduler, _ = slots(8)
     assert all(enter(scheduler, max_tokens=None).granted for _ in range(8)), "256 tokens take longer than the prefix"
     quick, _ = slots(8)
-    quick.pace.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
-    quick.pace.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
+    quick.speed_meter.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
+    quick.speed_meter.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
     assert all(enter(quick, max_tokens=12).granted for _ in range(8)), "a tenth of a second each way"
 
 

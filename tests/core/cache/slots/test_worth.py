@@ -11,9 +11,9 @@ from orla_lg.core.memory.events import Doing
 
 
 def paced(tokens_per_s: int = 100) -> Prices:
-    pace = SpeedMeter()
-    pace.note(service_s=2.0, prefill_s=1.0, fresh_tokens=tokens_per_s, completion_tokens=None)
-    return Prices(pace)
+    speed_meter = SpeedMeter()
+    speed_meter.note(service_s=2.0, prefill_s=1.0, fresh_tokens=tokens_per_s, completion_tokens=None)
+    return Prices(speed_meter)
 
 
 def a_slot(doing: Doing | None, tokens: int = 1000) -> Slot:
