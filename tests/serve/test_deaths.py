@@ -528,7 +528,7 @@ def test_of_two_frozen_replicas_one_that_thaws_gives_back_only_what_it_says(worl
 
 
 def test_what_an_engine_shows_for_ever_is_not_ours(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "TELLING_LETS_GO_S", 60.0)
+    monkeypatch.setattr(orphans, "KEPT_BACK_S", 60.0)
     frozen.world.settle(50.0)
     assert frozen.grants == ["c1"]
     frozen.world.settle(10.0)

@@ -39,8 +39,11 @@ log = logging.getLogger("orla_lg")
 SILENT_LETS_GO_S = LETS_GO_S
 """An engine that does not say what it runs has let go of a request that was hung up so long ago."""
 
-TELLING_LETS_GO_S = 600.0
-"""One that says so, too, if its figures never show it: others may use it beside this core."""
+TELLING_LETS_GO_S = 60.0
+"""One that says so, too, if its figures never show it: many calls begin there each second, or others use it as well."""
+
+KEPT_BACK_S = 600.0
+"""Places are kept back so long at most: their figures are from a time without such calls, but others may use it."""
 
 SETTLED_S = 0.5
 """A call that was granted so long before a report was asked for, and goes on after it, is among those it counts."""
@@ -151,7 +154,7 @@ class Orphans:
             ):  # it went past the core, and holds nothing here
                 self._give_back(replica, call)
         for name in kept:
-            if now >= self._watched[name].kept_s + TELLING_LETS_GO_S:
+            if now >= self._watched[name].kept_s + KEPT_BACK_S:
                 self._free(name, self._serving.schedulers[name].queue.kept_back)
         return [
             replica
