@@ -74,10 +74,10 @@ class StoreRegistry:
     def __init__(self, store: LeaseStore, opens: Callable[[], LeaseStore] | None = None) -> None:
         self._opens = opens or (lambda: store)
         self.forked()
-        self._leases = LeasesInStore(store)
+        self._leases: LeasesInStore | None = LeasesInStore(store)
 
     def forked(self) -> None:  # noqa: D102
-        self._leases: LeasesInStore | None = None
+        self._leases = None
         self._opening = Lock()
         self._aside = ThreadPoolExecutor(1, "orla-thread-leases")  # one: calls keep their order
 
