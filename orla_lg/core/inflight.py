@@ -391,7 +391,7 @@ class InFlightCall:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action="engine" if self.slot_lease is None else self._cache_action(self.slot_lease.action, expected_tokens),
+            cache_action=self._cache_action(expected_tokens),
             attempts=self.attempts,
             cost_usd=None if usage is None or scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),
@@ -403,8 +403,11 @@ class InFlightCall:
             final_odds=call.final_odds,
         )
 
-    def _cache_action(self, planned: str, expected_tokens: int | None) -> str:
+    def _cache_action(self, expected_tokens: int | None) -> str:
         """Return what became of the slot's contents: planned with the lease, corrected by what the engine found."""
+        if self.slot_lease is None:
+            return "engine"
+        planned = self.slot_lease.action
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned

@@ -212,7 +212,9 @@ class Simulation:
         """Return what goes to the engine, once the core has chosen engine and slot."""
         request = self._requests.pop(inflight.call.id)
         assert inflight.backend is not None
-        return self._adapters[inflight.backend].sent(request, None if inflight.slot_lease is None else inflight.slot_lease.slot)
+        return self._adapters[inflight.backend].sent(
+            request, None if inflight.slot_lease is None else inflight.slot_lease.slot
+        )
 
     def _chain(self, call: PlannedCall) -> tuple[Piece, ...]:
         known = chain_to(call.seen.prompt)

@@ -195,7 +195,9 @@ class AccountMachine(RuleBasedStateMachine):
             self.cache.undo(flown.handle)
             self.references.leave(flown.workflow, flown.stage, None, next(self.times), followed=True)
             self.flying.remove(flown)
-            self.last_use |= dict.fromkeys((piece for piece in flown.handle.path if not piece.users), next(self.times))
+            self.last_use |= dict.fromkeys(
+                (piece for piece in flown.handle.path if not piece.users), next(self.times)
+            )
 
     @precondition(lambda self: self.AT_RANDOM)
     @rule(seed=st.integers(0, 99), share=st.sampled_from([0.05, 0.3, 1.0]))

@@ -248,7 +248,9 @@ class OrderBook:
         assert len(self.order_logs) <= KEEP_TRAILS
         for order_log in self.order_logs.values():
             assert len(order_log.orders) <= KEEP_ORDERS and order_log.waits >= 0, order_log
-            assert order_log.last_verb is not None or not order_log.waits, f"nothing was asked, and yet waits: {order_log}"
+            assert order_log.last_verb is not None or not order_log.waits, (
+                f"nothing was asked, and yet waits: {order_log}"
+            )
         assert 0 <= self._verified_tokens <= self._claimed_tokens
 
     def truth(self) -> VerificationCounts:

@@ -40,7 +40,7 @@ SILENT_LETS_GO_S = LETS_GO_S
 """An engine that does not say what it runs has let go of a request that was hung up so long ago."""
 
 TELLING_LETS_GO_S = 60.0
-"""One that says so, too, if its figures never show it: many calls begin there each second, or others use it as well."""
+"""One that says so, too, if its figures never show it: many calls begin there each second, or others use it."""
 
 KEPT_BACK_S = 600.0
 """Places are kept back so long at most: their figures are from a time without such calls, but others may use it."""

@@ -170,7 +170,9 @@ def test_a_part_of_a_result_counts_for_the_call_that_has_all_of_it() -> None:
     bench.split(result("a", "word " * 700), partly=True)
     bench.wish()
     assert len(bench.sent) == 1
-    bench.scheduler.prefetcher.book.called("t", Ask("auto", [*own.body["messages"], ANSWER, result("a")]).prefix, 1890)
+    bench.scheduler.prefetcher.book.called(
+        "t", Ask("auto", [*own.body["messages"], ANSWER, result("a")]).prefix, 1890
+    )
     assert (bench.said.split_warmed_tokens, bench.said.split_used_tokens) == (900, 890)
 
 

@@ -172,7 +172,7 @@ class Admission:
         call = queued.call
         if self._is_gated(call):
             return Held.PREFIX
-        if self._short_at != (at := (self.cache.shelf.changes, self.capacity.limit)):
+        if self._short_at != (at := (self.cache.eviction_order.changes, self.capacity.limit)):
             self._short, self._short_at = set(), at
         if queued in self._short:
             return Held.CACHE
@@ -321,7 +321,7 @@ class Admission:
         kept = set(self._awaited.values())
         assert kept <= awaited and not any(piece.alive for piece in awaited - kept)
         assert all(piece.key == key for key, piece in self._awaited.items())
-        if self._short_at == (self.cache.shelf.changes, self.capacity.limit):
+        if self._short_at == (self.cache.eviction_order.changes, self.capacity.limit):
             room = self.capacity.limit - self.cache.in_use_tokens
             assert all(self._uses(each.call) > room for each in self._short)
         if not self._entries:

@@ -310,7 +310,9 @@ class References:
     def _holding(self, reference: Reference) -> Holding:
         tokens, alone = self._sum(reference)
         obsolete = sum(piece.there_tokens for piece in self._left(reference)) if reference.left else 0.0
-        return Holding(reference.workflow, round(tokens), round(alone), round(obsolete), reference.doing, reference.since_s)
+        return Holding(
+            reference.workflow, round(tokens), round(alone), round(obsolete), reference.doing, reference.since_s
+        )
 
     @staticmethod
     def _sum(reference: Reference) -> tuple[float, float]:

@@ -178,7 +178,9 @@ class PrefixTree:
         self._use((*path, answer))
         for piece in fresh:
             fresh_tokens += piece.tokens
-        enough = min(self.in_use_tokens + self.eviction_order.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
+        enough = min(
+            self.in_use_tokens + self.eviction_order.idle_tokens, since_tokens + answer_tokens + fresh_tokens
+        )
         return CacheHandle(
             prompt_owner, path, answer, fresh, sum(believed), enough, believed, used, proven, self.tokens_per_char
         )

@@ -146,7 +146,9 @@ def test_nothing_is_left_of_an_engine_that_was_lost() -> None:
     account.references.forget_all()
     account.cache.clear()
     account.check()
-    assert account.references.holdings() == [] and account.cache.tokens == 0 and not account.cache.eviction_order.missed
+    assert (
+        account.references.holdings() == [] and account.cache.tokens == 0 and not account.cache.eviction_order.missed
+    )
 
 
 def test_what_is_old_is_forgotten() -> None:
