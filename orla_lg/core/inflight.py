@@ -372,7 +372,7 @@ class InFlightCall:
         waited = self._wait_s if self.departed_s is not None else now - call.arrived_s
         expected = None if self._queued is None else self._queued.expected
         expected_tokens = None if expected is None else expected.tokens
-        reason = self.why_external if chosen is None else chosen.reason
+        reason, lease = self.why_external if chosen is None else chosen.reason, self.slot_lease
         return Record(
             id=call.id,
             workflow=workflow_name(who.workflow),
@@ -391,7 +391,7 @@ class InFlightCall:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action=self._cache_action(expected_tokens),
+            cache_action="engine" if lease is None else self._cache_action(lease.action, expected_tokens),
             attempts=self.attempts,
             cost_usd=None if usage is None or scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),
@@ -403,11 +403,8 @@ class InFlightCall:
             final_odds=call.final_odds,
         )
 
-    def _cache_action(self, expected_tokens: int | None) -> str:
+    def _cache_action(self, planned: str, expected_tokens: int | None) -> str:
         """Return what became of the slot's contents: planned with the lease, corrected by what the engine found."""
-        if self.slot_lease is None:
-            return "engine"
-        planned = self.slot_lease.action
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned
