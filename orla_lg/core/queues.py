@@ -170,10 +170,14 @@ class SubQueue:
             heapq.heapify(self._heap)
             raise
         self.calls[queued.order] = queued
+        self._sweep()
 
     def remove(self, queued: Queued) -> None:
         """Let a call go."""
         del self.calls[queued.order]
+        self._sweep()
+
+    def _sweep(self) -> None:
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self.calls):
             self._heap = [rank for rank in self._heap if self._call(rank) is not None]
             heapq.heapify(self._heap)

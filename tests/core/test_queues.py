@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.policies import policies
-from orla_lg.core.queues import BackendQueue, Policies, Queued
+from orla_lg.core.queues import BackendQueue, Policies, Queued, SubQueue
 from orla_lg.errors import PolicyError, QueueFull
 from tests.core.fakes import a_call
 
@@ -251,3 +251,15 @@ def test_a_policy_that_fails_at_its_account_loses_no_grant(fails: bool, caplog: 
     assert queue.grant(queued) is queued and queue.in_flight == 1 and policy.seen == 1
     assert queue.leave(queued) and queue.in_flight == 0
     assert ("failed in granted()" in caplog.text) is fails
+
+
+def test_stale_ranks_are_swept_when_calls_come_too() -> None:
+    sub_queue = SubQueue()
+    left = [Queued(a_call(), order, rank=(order,)) for order in range(64)]
+    for queued in left:
+        sub_queue.add(queued)
+    for queued in left:
+        sub_queue.remove(queued)
+    for order in (64, 65):
+        sub_queue.add(Queued(a_call(), order, rank=(order,)))
+        sub_queue.check_integrity()
