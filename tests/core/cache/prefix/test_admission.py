@@ -425,6 +425,16 @@ def test_a_call_larger_than_the_cache_goes_when_nothing_else_does() -> None:
     assert enter(scheduler, "huge", 5000).granted
 
 
+def test_a_call_that_did_not_fit_goes_once_another_one_ended() -> None:
+    scheduler, _ = a_scheduler(4000)
+    leave(scheduler, enter(scheduler, "w", 10))  # a resident: what calls use leaves room for it, or does not
+    first, second = enter(scheduler, "u", 500), enter(scheduler, "v", 500)
+    waits = enter(scheduler, "w", 3000)
+    assert waits.waiting and not second.waiting
+    leave(scheduler, first)
+    assert not waits.waiting
+
+
 def test_what_never_reached_the_engine_is_not_expected_there() -> None:
     scheduler, _ = a_scheduler(100_000)
     leave(scheduler, enter(scheduler, "w", 150), reached=False)
