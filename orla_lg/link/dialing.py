@@ -235,7 +235,7 @@ def dial(address: ServerAddress, key: str | None, version: str) -> Dialed:
             f"the server at {address.text} shows a certificate that is not trusted here: {error.verify_message}; "
             "SSL_CERT_FILE names further ones"
         ) from error
-    except ValueError as error:  # a path or a key that no request can hold
+    except UnicodeError as error:  # a path or a key that no request can hold
         raise Unwelcome(f"the server at {address.text} cannot be asked for a link: {type(error).__name__}") from None
 
 
