@@ -15,7 +15,7 @@ from orla_lg.core.cache.engine_cache import AdmissionStatistics, Loan, MemorySta
 from orla_lg.core.cache.prefix.admission import Admission
 from orla_lg.core.cache.prefix.eviction import Eviction
 from orla_lg.core.cache.prefix.references import References
-from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
+from orla_lg.core.cache.prefix.tree import FILLED, TOKENS, CacheHandle, PrefixTree
 from orla_lg.core.cache.verification import Order, OrderBook, OrderLog
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
@@ -103,8 +103,8 @@ class PrefixTreeCache:
         """Let a call in; returns the tokens that the engine gives up for it."""
         workflow, call = queued.call.identity.workflow, queued.call
         found = self.tree.find(call.ask, call.identity.prompt_owner)
-        filled = [piece for piece in found if piece.filled]
-        there = sum([piece.tokens for piece in filled])
+        filled = list(filter(FILLED, found))
+        there = sum(map(TOKENS, filled))
         shared = self.references.shared_tokens(filled, workflow) if filled else 0.0
         queued.expected = self.orders.claim(workflow, round(there), round(shared), now)
         return self.admission.enter(queued, now, speed.prefill_tokens_per_s, found)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
 
 from orla_lg.core.cache.prefix.capacity import HitCheck
 from orla_lg.core.cache.prefix.eviction import Eviction, EvictionBand, EvictionOrder, PrefixNode
@@ -26,10 +27,11 @@ from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 
 MAX_PIECES = 200_000
 """Known of an engine that does not say what it holds; the oldest are forgotten."""
-
-
 LEARNING = 0.3
 """Weight of the newest answer in how many tokens a character makes."""
+
+FILLED, TOKENS, COUNTED = attrgetter("filled"), attrgetter("tokens"), attrgetter("counted")
+"""Of a node; a long prompt has many, and these are asked without a step of Python for each."""
 
 
 @dataclass(eq=False, slots=True)
@@ -158,8 +160,8 @@ class PrefixTree:
         self.eviction_order.changes += 1
         path = self.find(ask, prompt_owner) if found is None else found
         known, used = len(path), 0
-        believed = [piece.tokens for piece in path if piece.filled]
-        proven = sum([piece.counted for piece in path])
+        believed = list(map(TOKENS, filter(FILLED, path)))
+        proven = sum(map(COUNTED, path))
         while used < known and path[used].users:  # with a piece all before it are in use
             used += 1
         for index in range(known - 1, -1, -1):
