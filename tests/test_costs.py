@@ -8,10 +8,10 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Cost, Orla
+from orla_lg.core.accounting import costs
 from orla_lg.core.accounting.costs import CostBook, Spent
 from orla_lg.core.call import Considered, Usage
 from orla_lg.core.engine.backend import price
-from orla_lg.core.limits import costs
 from tests.conftest import at, chat
 from tests.mappers.test_cost_quality import record
 from tests.stub_engine import StubEngine

@@ -444,9 +444,11 @@ class World:
 
     def enter(self, call: str, workflow: str, stage: str, messages: int, run: str | None = "") -> Enter:
         """Return a call's arrival."""
-        begin = self.numbers_of(workflow) % 512
-        hashes = [(self._hashes[(begin + at) % 1024] + begin * at) & (2**63 - 1) for at in range(messages)]
-        hashes[0] = self._hashes[hash(stage) % 8]
+        begin, own = self.numbers_of(workflow) % 512, self._hashes[hash(stage) % 8]
+        hashes = [
+            own,
+            *((own + self._hashes[(begin + at) % 1024] + begin * at) & (2**63 - 1) for at in range(1, messages)),
+        ]
         return Enter(
             call, 0.0, workflow, workflow if run == "" else run, stage, 0, "", thread=False, identified=True,
             model="main", stream=True, json_schema=False, tools=False, embeds=False, images=False, may_pass=False,

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from bench.lib import core
+from bench.lib import core, flags
 from bench.lib.command import ROOT, parser
 from bench.lib.figures import table
 from bench.scale.pools import CoreMeter, Wire
@@ -221,7 +221,7 @@ def in_turn(trees: Sequence[Path], blocks: int) -> list[str]:
 def main() -> None:
     options = parser("scale_out.inside", __doc__)
     options.add_argument("--against", type=Path, help="another checkout")
-    options.add_argument("--blocks", type=int, default=BLOCKS)
+    options.add_argument("--blocks", type=flags.count, default=BLOCKS)
     options.add_argument("--profile", nargs=2, metavar=("MESSAGES", "PRESSURE"))
     options.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = options.parse_args()

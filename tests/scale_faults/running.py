@@ -9,6 +9,7 @@ import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
@@ -79,28 +80,28 @@ class Run:
         self._left = sorted(works, key=lambda work: -work.lasts_s)
         self._opened, self._made, self._came = opened, made, came
         self._lock = threading.Lock()
-        many = min(sites, len(self._left))
-        self._threads = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(many)]
+        self._many = min(sites, len(self._left))
 
     def run(self) -> bool:
         """Make all faults; returns whether none was left out because the run was stopped."""
+        ends = [
+            Future[None]() for _ in range(self._many)
+        ]  # a thread whose ``join`` was interrupted seems to have ended
         try:
-            for thread in self._threads:
-                thread.start()
-            while any(thread.is_alive() for thread in self._threads):
-                for thread in self._threads:
-                    thread.join(0.1)
+            for number, end in enumerate(ends):
+                threading.Thread(target=self._work, args=(number, end), daemon=True).start()
+            while wait(ends, 0.1).not_done:
+                pass
         except KeyboardInterrupt:
             OVER.set()
-            for thread in filter(threading.Thread.is_alive, self._threads):
-                thread.join(STOP_S)
+            wait(ends, STOP_S)
         return not OVER.is_set()
 
     def _next(self) -> Work | None:
         with self._lock:
             return self._left.pop(0) if self._left and not OVER.is_set() else None
 
-    def _work(self, number: int) -> None:
+    def _work(self, number: int, end: Future[None]) -> None:
         seat = Seat(number, self._opened)
         try:
             while (work := self._next()) is not None:
@@ -113,6 +114,7 @@ class Run:
             pass
         finally:
             seat.close()
+            end.set_result(None)
 
     def _row(self, seat: Seat, work: Work) -> Row:
         """Make a kind of fault as often as it is to be made, on fresh sites where one stalls."""

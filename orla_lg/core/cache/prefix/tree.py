@@ -105,11 +105,23 @@ class PrefixTree:
                 found.append(piece)
                 piece = piece.parent
             found.reverse()
-        for index in range(known, len(wanted)):
+            if len(found) != known:
+                found = self._in_step(ask)
+        for index in range(len(found), len(wanted)):
             said = found[-1].answer_to(prompt_owner) if found and ask.is_answer(index) else None
             if said is None or not said.alive:
                 break
             found.append(said)
+        return found
+
+    def _in_step(self, ask: Ask) -> list[PrefixNode]:
+        """Return the known beginning of a prompt whose names are not chained, as no sound application's are."""
+        found = list[PrefixNode]()
+        for key, _ in ask.pieces:
+            piece = self.pieces.get(key)
+            if piece is None or piece.parent is not (found[-1] if found else None):
+                break
+            found.append(piece)
         return found
 
     def adds(self, ask: Ask, answer_tokens: float, prompt_owner: str = "") -> tuple[float, float]:
@@ -192,8 +204,10 @@ class PrefixTree:
     ) -> PrefixNode:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
         piece = self._lost_before(ask, index, parent, prompt_owner) if self.eviction_order.missed else None
-        key = ask.pieces[index][0]
+        key: object = ask.pieces[index][0]
         if piece is None:
+            if key in self.pieces:
+                key = object()  # names that are not chained: it is another message's already
             piece = PrefixNode(key, parent, tokens)
             self.eviction_order.live(piece)
         else:
@@ -208,7 +222,7 @@ class PrefixTree:
 
     def _name(self, piece: PrefixNode, key: object, prompt_owner: str) -> None:
         """Know an answer by its place in a prompt from now on."""
-        if piece.key is not key and piece.key != key:
+        if piece.key is not key and piece.key != key and key not in self.pieces:
             del self.pieces[piece.key]
             self.pieces[key] = piece
             self.eviction_order.missed.pop(key, None)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -463,3 +464,27 @@ def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -
     assert again.path == handle.path and cache.wanted_tokens == wanted, "not wanted twice"
     assert again.expected_tokens == 0 and again.fresh == again.path
     cache.check_integrity()
+
+
+class Unchained(Ask):
+    """A prompt by a replica that names its messages as it likes."""
+
+    @property
+    def pieces(self) -> Any:
+        return tuple((message["content"], 8) for message in self.messages)
+
+
+@given(prompts=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5), max_size=12), data=st.data())
+def test_names_that_are_not_chained_harm_no_account(prompts: list[list[int]], data: st.DataObject) -> None:
+    cache, flying = PrefixTree(), list[CacheHandle]()
+    for prompt in prompts:
+        roles = itertools.cycle(("user", "assistant"))
+        asked = Unchained(
+            "auto", [{"role": role, "content": name} for name, role in zip(prompt, roles, strict=False)]
+        )
+        cache.adds(asked, 5.0, "w")
+        flying.append(cache.begin(asked, 5.0, "w"))
+        while flying and data.draw(st.booleans()):
+            cache.filled(handle := flying.pop(data.draw(st.integers(0, len(flying) - 1))))
+            cache.end(handle, 40, 5, 0)
+        cache.check_integrity()
