@@ -34,15 +34,25 @@ class Telling(StillAdapter):
 class Busy:
     """A replica that never stops asking: where a call ends, another one follows."""
 
-    def __init__(self, world: World, engine: Telling, core: Core, callers: int, takes_s: float, seed: int) -> None:
-        self.most = 0
+    def __init__(
+        self,
+        world: World,
+        engine: Telling,
+        core: Core,
+        callers: int,
+        takes_s: float,
+        seed: int,
+        spread: float = 0.5,
+        gap_s: float = 0.0,
+    ) -> None:
+        self.most, self._spread = 0, spread
         self._world, self._engine, self._takes_s = world, engine, takes_s
         self._dice, self._numbers = Random(seed), count()
         self._replica = Replica(world, "busy")
         self._replica.on_message = self._took
         self._replica.connect(core)
-        for _ in range(callers):
-            self._ask()
+        for caller in range(callers):
+            world.clock.call_later(caller * gap_s, self._ask)
 
     def _ask(self) -> None:
         self._replica.say(enter(f"busy-{next(self._numbers)}"))
@@ -54,7 +64,9 @@ class Busy:
     def _begin(self, call: str) -> None:
         self._engine.runs += 1
         self.most = max(self.most, self._engine.runs + self._engine.lost)
-        self._world.clock.call_later(self._takes_s * self._dice.uniform(0.5, 1.5), partial(self._end, call))
+        self._world.clock.call_later(
+            self._takes_s * self._dice.uniform(1.0 - self._spread, 1.0 + self._spread), partial(self._end, call)
+        )
 
     def _end(self, call: str) -> None:
         self._engine.runs -= 1
@@ -70,7 +82,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 20.0), (32, 12.0, 25.0)])
+@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 30.0), (32, 12.0, 30.0)])
 def test_a_busy_engine_gives_places_back(
     world: World, bound: int, takes_s: float, within_s: float, seed: int
 ) -> None:
@@ -94,6 +106,27 @@ def test_a_busy_engine_gives_places_back(
     assert "lost" not in core.host.replicas
     assert busy.most == bound
     core.serving.check_integrity()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.25, 0.5, 0.75])
+def test_an_engine_at_which_a_call_begins_each_second_gives_places_back(world: World, late_s: float) -> None:
+    """Reports that come each second, too, would always be asked for at the same time after a call began."""
+    engine = Telling()
+    core = Core(world, backends={Backend("a", "http://a/v1", max_concurrency=5): engine}, replica_lease_s=LEASE_S)
+    core.start()
+    lost = Replica(world, "lost")
+    lost.connect(core)
+    lost.tell(enter("c1"))
+    engine.lost = 1
+    world.settle(late_s)
+    busy = Busy(world, engine, core, 8, 4.0 - 2 * WAY_S, 0, spread=0.0, gap_s=1.0)
+    world.settle(8.0)
+    lost.drop()
+    world.settle(LEASE_S + 2.0)
+    engine.lost = 0
+    world.settle(30.0)
+    assert "lost" not in core.host.replicas
+    assert busy.most == 5
 
 
 def test_calls_of_a_replica_that_is_away_are_not_known_to_be_at_the_engine(world: World) -> None:

@@ -7,14 +7,16 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from random import Random
 
 from orla_lg.core.background import Background
 from orla_lg.core.engine.backend import Capability, Probe
 from orla_lg.core.engine.capabilities import EngineStats, Observable
 from orla_lg.errors import OrlaClosed
 
-PAUSE_S = 1.0
-"""An engine is asked at most this often."""
+PAUSE_S = 0.7
+"""An engine is asked at most this often. Pauses are up to twice as long, by chance: calls that begin by the clock are
+else looked at in the same moment of each, again and again."""
 
 INTEREST_S = 10.0
 """For so long after the last call that wanted it, it is asked on; a call in this time finds news."""
@@ -46,6 +48,7 @@ class LoadWatch:
         self._wanted_s = float("-inf")
         self._reported_s = float("-inf")
         self._stats: EngineStats | None = None
+        self._dice = Random(0)
         self.asked_s = float("-inf")
         """When the last report was asked for: it is of a moment between then and its coming."""
 
@@ -70,7 +73,7 @@ class LoadWatch:
         with self._lock:
             if now <= self._watched_until_s:
                 return
-            self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
+            self._watched_until_s = now + 2 * (LIMIT_S + 2.0 * PAUSE_S)
         self._again()
 
     def _again(self) -> None:
@@ -79,7 +82,7 @@ class LoadWatch:
         if now - self._wanted_s > INTEREST_S:
             self._watched_until_s = float("-inf")
             return
-        self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
+        self._watched_until_s = now + 2 * (LIMIT_S + 2.0 * PAUSE_S)
         with contextlib.suppress(OrlaClosed):
             self._background.submit(self._ask()).add_done_callback(self._asked)
 
@@ -92,4 +95,4 @@ class LoadWatch:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
             (self._stats, self.asked_s), self._reported_s = asked.result(), self._clock()
             self._on_stats(self._stats)
-        self._background.call_later(PAUSE_S, self._again)
+        self._background.call_later(PAUSE_S * self._dice.uniform(1.0, 2.0), self._again)
