@@ -41,6 +41,12 @@ def spoil_lease() -> None:
     _spoil(FencedStore, put=ScopedStore.put)
 
 
+def spoil_grace() -> None:
+    """Let a core wait for replicas so long and no longer, and keep nothing back for those that said nothing."""
+    _spoil(Recovery, begin=fixed_grace)
+    _spoil(orphans.Orphans, silent=lambda self, listed, now: None)
+
+
 def spoil_memory() -> None:
     """Let a core never notice that a Redis has forgotten what stood in it."""
     from orla_lg.serve.store.redis import RedisStore  # its client may not be installed
@@ -50,7 +56,7 @@ def spoil_memory() -> None:
 
 PARTS: Mapping[str, Callable[[], None]] = {
     "roster": partial(_spoil, Recovery, begin=no_roster),
-    "grace": partial(_spoil, Recovery, begin=fixed_grace),
+    "grace": spoil_grace,
     "lease": spoil_lease,
     "memory": spoil_memory,
     "hang-ups": partial(_spoil, orphans, SILENT_LETS_GO_S=0.0, TELLING_LETS_GO_S=0.0),
