@@ -82,7 +82,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 30.0), (32, 12.0, 30.0)])
+@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 15.0), (32, 12.0, 15.0)])
 def test_a_busy_engine_gives_places_back(
     world: World, bound: int, takes_s: float, within_s: float, seed: int
 ) -> None:
@@ -124,7 +124,7 @@ def test_an_engine_at_which_a_call_begins_each_second_gives_places_back(world: W
     lost.drop()
     world.settle(LEASE_S + 2.0)
     engine.lost = 0
-    world.settle(30.0)
+    world.settle(15.0)
     assert "lost" not in core.host.replicas
     assert busy.most == 5
 

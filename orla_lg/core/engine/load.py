@@ -18,6 +18,9 @@ PAUSE_S = 0.7
 """An engine is asked at most this often. Pauses are up to twice as long, by chance: calls that begin by the clock are
 else looked at in the same moment of each, again and again."""
 
+OFTEN = 0.4
+"""Of these pauses, where each report counts: where it decides whether places are free."""
+
 INTEREST_S = 10.0
 """For so long after the last call that wanted it, it is asked on; a call in this time finds news."""
 
@@ -46,20 +49,22 @@ class LoadWatch:
         self._watched_until_s = float("-inf")
         """By then the watch has asked again, unless it ended; a time, since a fork ends it without a word."""
         self._wanted_s = float("-inf")
-        self._reported_s = float("-inf")
+        self._reported_s = self._often_s = float("-inf")
         self._stats: EngineStats | None = None
         self._dice = Random(0)
         self.asked_s = float("-inf")
         """When the last report was asked for: it is of a moment between then and its coming."""
 
-    def wanted(self, probe: Probe | None) -> EngineStats | None:
-        """Return the engine's last report, and have it asked again; ``None`` where it has none.
+    def wanted(self, probe: Probe | None, *, often: bool = False) -> EngineStats | None:
+        """Return the engine's last report, and have it asked again, or often; ``None`` where it has none.
 
         Only an engine that says it can is asked: one that does not mention it would answer an error each time.
         """
         if probe is None or Capability.STATS not in probe.capabilities or not probe.can(Capability.STATS):
             return None
         now = self._wanted_s = self._clock()
+        if often:
+            self._often_s = now
         if now > self._watched_until_s:
             self._watch(now)
         return self.latest
@@ -95,4 +100,5 @@ class LoadWatch:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
             (self._stats, self.asked_s), self._reported_s = asked.result(), self._clock()
             self._on_stats(self._stats)
-        self._background.call_later(PAUSE_S * self._dice.uniform(1.0, 2.0), self._again)
+        pause_s = PAUSE_S if self._clock() - self._often_s > PAUSE_S else OFTEN * PAUSE_S
+        self._background.call_later(pause_s * self._dice.uniform(1.0, 2.0), self._again)

@@ -231,7 +231,7 @@ class Orphans:
         scheduler = self._serving.schedulers.get(backend)
         if scheduler is None or scheduler.load is None:
             return
-        scheduler.load.wanted(scheduler.health.probe)
+        scheduler.load.wanted(scheduler.health.probe, often=True)
         watched = self._watched.setdefault(backend, _Watched())
         watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
 
