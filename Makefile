@@ -60,7 +60,7 @@ test-ray: $(STAMP) ## cores on a Ray cluster of several raylets, killed with pro
 	$(BIN)/python -m tests.serve.ray.run $(TESTS)
 	$(BIN)/python examples/ray/run.py
 
-test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 241 times under load, at two sites at once (about 35 minutes; FAULTS=one: six, few: two)
+test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 241 times under load, at two sites at once (26 minutes; FAULTS=one: six, few: two)
 	$(BIN)/python -m tests.scale_faults $(if $(filter one few,$(FAULTS)),--$(FAULTS),$(FAULTS))
 
 test-agent-server: $(STAMP) ## two of LangGraph's Agent Servers (langgraph dev) on one orla-lg serve; installs langgraph-cli[inmem] if it is missing

@@ -1,6 +1,6 @@
 """Kill and freeze what serves several machines, under load: no call lost, none doubled, none above the bound.
 
-    make test-scale-faults                       more than 200 faults, about 35 minutes; run it alone
+    make test-scale-faults                       more than 200 faults, 26 minutes; run it alone
     make test-scale-faults FAULTS=one            one of each kind, and two controls (six minutes)
     make test-scale-faults FAULTS=few            of six kinds one, and a control (two minutes)
     make test-scale-faults FAULTS='--only Redis' the kinds with this in their names
