@@ -292,3 +292,30 @@ def test_a_text_model_whose_client_is_known_is_recorded_once(make_orla: Callable
         orla.wrap(node(USES[use], llm)).invoke(HI)
         (record,) = orla.records()
         assert (record.external, record.stage, record.backend) == (False, "ask", "main")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_call_that_is_cancelled_before_its_request(
+    engine: StubEngine, orla: Orla, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Of a model that is served otherwise nothing went past; of another one that is not known."""
+    begun = asyncio.Event()
+
+    async def never(*_: Any, **__: Any) -> Any:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async def asks(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await llm.ainvoke(state["messages"])]}
+
+    llm = chat(engine)
+    wrapped = orla.wrap(StateGraph(MessagesState).add_node("asks", asks).add_edge(START, "asks").compile())
+    if is_known:
+        await wrapped.ainvoke(HI)
+    monkeypatch.setattr(type(llm), "_agenerate", never)
+    running = asyncio.ensure_future(wrapped.ainvoke(HI))  # noqa: TID251
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [record.external for record in orla.records()] == ([False] if is_known else [True])

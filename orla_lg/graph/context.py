@@ -146,6 +146,8 @@ class Core:
     """Calls without the context of their node."""
     unseen: set[str] = field(default_factory=set)
     """Classes of models of which no request was seen, as far as a warning said so."""
+    served_kinds: set[str] = field(default_factory=set)
+    """Classes of models of which a request was served."""
     untranslated: set[str] = field(default_factory=set)
     """Fields that kept requests from being translated, as far as a warning said so."""
     untranslatable: Untranslated = "external"

@@ -11,6 +11,7 @@ that LangChain's own cache has is no call of a model, and is not recorded.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import threading
@@ -143,6 +144,8 @@ class AwaitedRequests:
             found = None if run in self._answered else self._runs.pop(run, None)
             if found is None:
                 return
+            if len(served := self._core.served_kinds) < MANY_CLASSES:
+                served.add(found.kind)
             for manager in found.managers:
                 heard = vars(manager)
                 for name in (TOKEN, END, ERROR):
@@ -160,8 +163,11 @@ class AwaitedRequests:
     def ended(self, run: UUID, result: LLMResult | None = None, error: BaseException | str | None = None) -> None:
         """Note that a run ended, and record it if it is still awaited."""
         with self._lock:
-            found = self._runs.pop(run, None)
+            found, answered = self._runs.pop(run, None), run in self._answered
             self._answered.discard(run)
+        dropped = error == ABANDONED or isinstance(error, asyncio.CancelledError)
+        if dropped and not answered and found is not None and found.kind in self._core.served_kinds:
+            return  # before its request: those of its model are served
         if found is None or (result is not None and _usage_metadata(result).get("total_cost") == 0):
             return  # LangChain's cache had the answer: it then says that this one costs nothing
         if is_collecting():
