@@ -14,12 +14,12 @@ from orla_lg.core.engine.backend import Capability, Probe
 from orla_lg.core.engine.capabilities import EngineStats, Observable
 from orla_lg.errors import OrlaClosed
 
-PAUSE_S = 0.7
-"""An engine is asked at most this often. Pauses are up to twice as long, by chance: calls that begin by the clock are
-else looked at in the same moment of each, again and again."""
+PAUSE_S = 1.0
+"""An engine is asked at most this often."""
 
-OFTEN = 0.4
-"""Of these pauses, where each report counts: where it decides whether places are free."""
+OFTEN_S = (0.3, 0.6)
+"""And so often where each report counts, as it decides whether places are free. The pause between two is drawn: calls
+that begin by the clock are else looked at in the same moment of each, again and again."""
 
 INTEREST_S = 10.0
 """For so long after the last call that wanted it, it is asked on; a call in this time finds news."""
@@ -78,7 +78,7 @@ class LoadWatch:
         with self._lock:
             if now <= self._watched_until_s:
                 return
-            self._watched_until_s = now + 2 * (LIMIT_S + 2.0 * PAUSE_S)
+            self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
         self._again()
 
     def _again(self) -> None:
@@ -87,7 +87,7 @@ class LoadWatch:
         if now - self._wanted_s > INTEREST_S:
             self._watched_until_s = float("-inf")
             return
-        self._watched_until_s = now + 2 * (LIMIT_S + 2.0 * PAUSE_S)
+        self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
         with contextlib.suppress(OrlaClosed):
             self._background.submit(self._ask()).add_done_callback(self._asked)
 
@@ -100,5 +100,5 @@ class LoadWatch:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
             (self._stats, self.asked_s), self._reported_s = asked.result(), self._clock()
             self._on_stats(self._stats)
-        pause_s = PAUSE_S if self._clock() - self._often_s > PAUSE_S else OFTEN * PAUSE_S
-        self._background.call_later(pause_s * self._dice.uniform(1.0, 2.0), self._again)
+        is_often = self._clock() - self._often_s <= PAUSE_S
+        self._background.call_later(self._dice.uniform(*OFTEN_S) if is_often else PAUSE_S, self._again)

@@ -135,6 +135,7 @@ def test_a_link_of_one_pool_is_refused_by_the_core_of_another(pools: Pools) -> N
 def test_posted_backends_are_of_the_pool_where_they_are_posted(pools: Pools) -> None:
     pools.start()
     said = {"name": "more", "endpoint": pools.engines["big"].url, "type": "openai", "model_id": "openai:stub-model"}
+    until(lambda: httpx.get(f"{pools.running['large'].url}/readyz").is_success)
     answer = httpx.post(f"{pools.running['large'].url}/api/v1/backends", json=said)
     assert answer.status_code < 300, answer.text
     until(lambda: "more" in pools.core("large").schedulers)
