@@ -16,10 +16,10 @@ from tests.test_layering import CIRCLES_LEFT, ROOT
 
 SPINE_FILES, SPINE_LINES = 17, 4_000
 GOAL_SPINE_FILES, GOAL_SPINE_LINES = 17, 4_000
-CALLS = 257
-"""Python calls of the simplest wrapped call; the collector, which may run in one, adds two or four."""
+CALLS = 263
+"""Python calls of the simplest wrapped call."""
 GOAL_CALLS = 300
-MARGIN = 1.03
+MARGIN = 1.01
 FOLLOWS = 0.9
 """A figure below so much of its limit asks for another limit."""
 
