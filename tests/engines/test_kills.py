@@ -76,10 +76,10 @@ class Watch:
     def what_is_up(self) -> str:
         """Return what holds calls up, as far as we know it."""
         backend = self.orla.statistics().backends["engine"]
-        queue, slots = backend.queue, self.orla.core.serving.schedulers["engine"].cache.table
+        queue, cache = backend.queue, self.orla.core.serving.schedulers["engine"].cache
         return (
             f"circuit {backend.circuit}, reachable {backend.reachable}, {queue.in_flight} in flight, "
-            f"{queue.waiting} wait; calls {dict(Counter(self.where.values()))}; {slots}"
+            f"{queue.waiting} wait; calls {dict(Counter(self.where.values()))}; {cache}"
         )
 
 
