@@ -288,6 +288,8 @@ class BackendQueue:
     in_flight: int = 0
     kept_back: int = 0
     """Places that nothing is granted: requests that another core granted may be in them (``serve.link.orphans``)."""
+    hushed: bool = False
+    """Nothing is granted for a moment: a report of the engine's load is to count no call on its way (the same)."""
     granted: int = 0
     extra: int = 0
     refused: int = 0
@@ -367,7 +369,7 @@ class BackendQueue:
     def has_room(self) -> bool:
         """Whether another call may be granted: nobody paused the backend, and neither bound is reached."""
         bound = self.engine_takes if self.max_concurrency is None else min(self.max_concurrency, self.engine_takes)
-        if self.paused or self.in_flight + self.kept_back >= bound:
+        if self.paused or self.hushed or self.in_flight + self.kept_back >= bound:
             return False
         return self.may_grant is None or self.may_grant()
 

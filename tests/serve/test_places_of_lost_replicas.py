@@ -82,7 +82,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 15.0), (32, 12.0, 15.0)])
+@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 15.0), (32, 12.0, 15.0), (32, 1.0, 15.0)])
 def test_a_busy_engine_gives_places_back(
     world: World, bound: int, takes_s: float, within_s: float, seed: int
 ) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from random import Random
 
 from orla_lg.core.background import Background
 from orla_lg.core.engine.backend import Capability, Probe
@@ -17,9 +16,8 @@ from orla_lg.errors import OrlaClosed
 PAUSE_S = 1.0
 """An engine is asked at most this often."""
 
-OFTEN_S = (0.3, 0.6)
-"""And so often where each report counts, as it decides whether places are free. The pause between two is drawn: calls
-that begin by the clock are else looked at in the same moment of each, again and again."""
+OFTEN_S = 0.3
+"""And so often where each report counts, as it decides whether places are free."""
 
 INTEREST_S = 10.0
 """For so long after the last call that wanted it, it is asked on; a call in this time finds news."""
@@ -51,7 +49,6 @@ class LoadWatch:
         self._wanted_s = float("-inf")
         self._reported_s = self._often_s = float("-inf")
         self._stats: EngineStats | None = None
-        self._dice = Random(0)
         self.asked_s = float("-inf")
         """When the last report was asked for: it is of a moment between then and its coming."""
 
@@ -101,4 +98,4 @@ class LoadWatch:
             (self._stats, self.asked_s), self._reported_s = asked.result(), self._clock()
             self._on_stats(self._stats)
         is_often = self._clock() - self._often_s <= PAUSE_S
-        self._background.call_later(self._dice.uniform(*OFTEN_S) if is_often else PAUSE_S, self._again)
+        self._background.call_later(OFTEN_S if is_often else PAUSE_S, self._again)

@@ -11,7 +11,8 @@ free when the recovery ends: they are kept back (``BackendQueue.kept_back``), an
 What a report leaves for lost replicas is what it counts less the calls of others that are there for certain. A call
 that was granted shortly before may be on its way, and one whose replica is away may have ended unheard, so the figure
 is too high whenever there is such a call: under load it nearly always is. Nothing is added to what lost replicas have
-at an engine, though, so the lowest figure holds on: what reports before and after it count matters not.
+at an engine, though, so the lowest figure holds on: what reports before and after it count matters not. Where chance
+brings no report without such a call, the core brings it about: for a moment it grants nothing at that engine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from math import inf
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.messages import RENEW_S
@@ -57,6 +59,14 @@ QUIET_S = 1.5 * RENEW_S
 AGREEING = 2
 """So many reports must show that a call is gone."""
 
+HUSH_AFTER_S = (3.0, 12.0)
+"""Places that are at stake so long, while calls wait for them, are worth a hush; the next comes twice as late, until
+so late: an engine at work for a lost replica is then idle for less than a tenth of the time."""
+
+HUSH_S = 2.0
+"""Nothing is granted at an engine so long at most; ``AGREEING`` clear reports end a hush, mostly after a second.
+Where calls are so short that in nearly each report one has just ended, most have ended by then."""
+
 LOST = "the replica of the call was lost"
 
 
@@ -74,6 +84,11 @@ class _Watched:
     """The ``AGREEING`` lowest of these figures."""
     kept_s: float = 0.0
     """Since when places are kept back there."""
+    hush_at_s: float = inf
+    """When nothing is granted there for a moment, if calls wait then."""
+    hush_after_s: float = HUSH_AFTER_S[0]
+    clear: int = 0
+    """Reports since the hush began that count no call on its way, and none that ended since."""
 
     def settled(self, at_s: float) -> set[int]:
         """Return the calls that were granted so long before a moment that they were at the engine then."""
@@ -120,6 +135,8 @@ class Orphans:
         for end in self._ends:
             end()
         self._ends = []
+        for name in [*self._watched]:
+            self._leave(name)
 
     def look(self, now: float, waits_for: Collection[str] = ()) -> list[Replica]:
         """Give back what is due; returns the replicas of which nothing is left.
@@ -129,7 +146,8 @@ class Orphans:
         lost = [replica for replica in self._replicas.values() if replica.lost_s is not None]
         kept = [name for name, scheduler in self._serving.schedulers.items() if scheduler.queue.kept_back]
         if not (lost or kept or waits_for):
-            self._watched.clear()
+            for name in [*self._watched]:
+                self._leave(name)
             return []
         for replica in lost:
             assert replica.lost_s is not None
@@ -145,9 +163,10 @@ class Orphans:
         used = {call.inflight.backend or "" for replica in lost for call in replica.calls.values()}
         wanted = used.union(self._serving.schedulers if waits_for else kept)
         for name in self._watched.keys() - wanted:
-            del self._watched[name]
+            self._leave(name)
         for name in wanted:
             self._watch(name, now)
+            self._hush(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
                 replica.over_s is not None and now >= replica.over_s + self._bound_s(call.inflight.backend)
@@ -223,6 +242,8 @@ class Orphans:
             scheduler = self._serving.schedulers[backend]
             with scheduler.changing():
                 scheduler.queue.kept_back = max(0, scheduler.queue.kept_back - places)
+            if not self._at_stake(backend):
+                self._end_hush(scheduler)
 
     # What engines say
 
@@ -235,6 +256,46 @@ class Orphans:
         watched = self._watched.setdefault(backend, _Watched())
         watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
 
+    def _leave(self, backend: str) -> None:
+        """Watch an engine no more."""
+        del self._watched[backend]
+        if (scheduler := self._serving.schedulers.get(backend)) is not None:
+            self._end_hush(scheduler)
+
+    def _hush(self, backend: str, now: float) -> None:
+        """Begin a hush where places are at stake for long, and end one that lasts too long.
+
+        A busy engine of many places begins a call in nearly each half-second, and then no report counts none on its
+        way. A report from within the hush does, so that the figure is right, not only high enough.
+        """
+        watched, scheduler = self._watched.get(backend), self._serving.schedulers.get(backend)
+        if watched is None or scheduler is None:
+            return
+        queue = scheduler.queue
+        if not self._at_stake(backend):
+            self._end_hush(scheduler)
+            watched.hush_at_s, watched.hush_after_s = inf, HUSH_AFTER_S[0]
+        elif queue.hushed:
+            if now >= watched.hush_at_s + HUSH_S:
+                self._end_hush(scheduler)
+                watched.hush_at_s = now + watched.hush_after_s
+        elif watched.hush_at_s == inf:
+            watched.hush_at_s = now + watched.hush_after_s
+        elif now >= watched.hush_at_s and queue.waiting and watched.latest:
+            with scheduler.lock:
+                queue.hushed = True
+            watched.hush_at_s, watched.clear = now, 0
+            watched.hush_after_s = min(2 * watched.hush_after_s, HUSH_AFTER_S[1])
+
+    def _at_stake(self, backend: str) -> bool:
+        """Whether an engine's reports decide anything."""
+        return bool(self._serving.schedulers[backend].queue.kept_back or self._orphans(backend))
+
+    def _end_hush(self, scheduler: BackendScheduler) -> None:
+        if scheduler.queue.hushed:
+            with scheduler.changing():
+                scheduler.queue.hushed = False
+
     def _told(self, backend: str, stats: EngineStats) -> None:
         """Take in an engine's report; called in the background's thread."""
         scheduler = self._serving.schedulers.get(backend)
@@ -246,14 +307,23 @@ class Orphans:
         watched = self._watched.get(backend)
         if watched is not None and stats.running is not None:
             at_engine = stats.running + (stats.waiting or 0)
-            self._loop.call_later(ON_ITS_WAY_S, self._take, watched, backend, at_engine, watched.settled(asked_s))
+            self._loop.call_later(
+                ON_ITS_WAY_S, self._take, watched, backend, at_engine, watched.settled(asked_s), asked_s
+            )
 
-    def _take(self, watched: _Watched, backend: str, at_engine: int, settled: set[int]) -> None:
+    def _take(self, watched: _Watched, backend: str, at_engine: int, settled: set[int], asked_s: float) -> None:
         scheduler = self._serving.schedulers.get(backend)
-        if scheduler is not None and watched is self._watched.get(backend):
-            others = len(settled & scheduler.granted_orders() - self._doubted(backend))
-            watched.take(frozenset(call for _, call in self._orphans(backend)), max(0, at_engine - others))
-            self._judge(backend)
+        if scheduler is None or watched is not self._watched.get(backend):
+            return
+        granted = scheduler.granted_orders()
+        others = len(settled & granted - self._doubted(backend))
+        watched.take(frozenset(call for _, call in self._orphans(backend)), max(0, at_engine - others))
+        self._judge(backend)
+        if scheduler.queue.hushed and asked_s >= watched.hush_at_s + SETTLED_S and settled <= granted:
+            watched.clear += 1
+            if watched.clear >= AGREEING:
+                self._end_hush(scheduler)
+                watched.hush_at_s = self._serving.clock() + watched.hush_after_s
 
     def _judge(self, backend: str) -> None:
         """Give back as much of what is counted for lost replicas as reports show to be gone."""
