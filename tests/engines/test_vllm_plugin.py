@@ -36,7 +36,7 @@ SYNC = EngineOptions(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[ASYNC, SYNC], ids=["async", "sync"])
+@pytest.fixture(scope="module", params=[ASYNC], ids=["async"])
 def engine(request: pytest.FixtureRequest) -> Iterator[OwnEngine]:
     with running_engine(request.param) as running:
         yield running
@@ -164,6 +164,20 @@ async def test_a_flush_of_a_running_workflow_takes_effect_when_it_ends(
     assert cached(engine, adapter, "long", talk("long")) == 0
 
 
+@pytest.mark.parametrize(
+    "body", [{}, {"workflow": 3}, {"workflow": "w", "ttl_s": -1}, {"workflow": "w", "ttl": 1}, []]
+)
+async def test_a_bad_order_is_refused_with_what_would_be_right(engine: OwnEngine, body: Any) -> None:
+    answer = order(engine, "/v1/orla/kv/pin", body)
+    assert answer.status_code == 400
+    assert '"workflow"' in answer.json()["reason"] or "ttl_s" in answer.json()["reason"]
+
+
+BOTH = pytest.mark.parametrize("engine", [ASYNC, SYNC], ids=["async", "sync"], indirect=True, scope="module")
+"""What is asked of either scheduler; most of what the others ask is in the conformance suite, too."""
+
+
+@BOTH
 async def test_the_books_stay_right_under_a_crowd(engine: OwnEngine, adapter: VLLMAdapter) -> None:
     for turn in range(3):
         for number in range(6):
@@ -174,6 +188,7 @@ async def test_the_books_stay_right_under_a_crowd(engine: OwnEngine, adapter: VL
     assert told["reused_blocks"] > 0
 
 
+@BOTH
 async def test_the_conformance_suite(engine: OwnEngine, adapter: VLLMAdapter) -> None:
     report = await conform(adapter, disruptive=True, limit_s=300.0)
     report.raise_for_failures()
@@ -182,15 +197,6 @@ async def test_the_conformance_suite(engine: OwnEngine, adapter: VLLMAdapter) ->
         "fields_are_accepted", "flush_of_a_workflow_frees_it", "flush_of_a_workflow_is_not_widened",
         "release_keeps_until_needed", "pin_is_told", "pin_withstands_pressure", "flush_of_all_frees_all",
     } <= passed, report  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "body", [{}, {"workflow": 3}, {"workflow": "w", "ttl_s": -1}, {"workflow": "w", "ttl": 1}, []]
-)
-async def test_a_bad_order_is_refused_with_what_would_be_right(engine: OwnEngine, body: Any) -> None:
-    answer = order(engine, "/v1/orla/kv/pin", body)
-    assert answer.status_code == 400
-    assert '"workflow"' in answer.json()["reason"] or "ttl_s" in answer.json()["reason"]
 
 
 async def test_where_the_server_has_a_key_orders_need_it_and_ours_carry_it() -> None:
