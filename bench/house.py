@@ -216,7 +216,7 @@ class Passed:
 
 
 def passed(work: Any) -> Passed:
-    """Run *work* and return what it passes, in all threads that begin meanwhile; the collector is off for that time."""
+    """Run *work* and return what it passes, in all threads that begin meanwhile; the collector is off then."""
     seen: Counter[tuple[str, str]] = Counter()
     ours = tuple(f"{folder}/" for folder in PACKAGES)
 

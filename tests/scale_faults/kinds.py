@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.scale_faults.account import Flow
-from tests.scale_faults.processes import monotonic
+from tests.scale_faults.processes import Caller, Server, monotonic
 from tests.scale_faults.site import CORE_LEASE_S, REPLICA_LEASE_S, Site
 
 LATE_S = 4.0
@@ -145,8 +145,9 @@ def replica_killed(site: Site, dice: Random) -> Flow:
     return flows
 
 
-def replica_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
-    victim, fault_s = dice.choice(site.await_busy(site.replicas)), monotonic()
+def frozen(site: Site, victim: Server | Caller, seconds: float = FROZEN_S) -> Flow:
+    """Freeze a process for a time, and wait until calls flow again: while it is frozen, and after."""
+    fault_s = monotonic()
     victim.freeze()
     try:
         flows = site.flow(fault_s)
@@ -157,8 +158,12 @@ def replica_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
     return flows
 
 
+def replica_frozen(site: Site, dice: Random) -> Flow:
+    return frozen(site, dice.choice(site.await_busy(site.replicas)))
+
+
 def replica_frozen_beyond_its_lease(site: Site, dice: Random) -> Flow:
-    return replica_frozen(site, dice, REPLICA_LEASE_S + 1.5)
+    return frozen(site, dice.choice(site.await_busy(site.replicas)), REPLICA_LEASE_S + 1.5)
 
 
 def core_and_replica_killed(site: Site, dice: Random) -> Flow:
@@ -198,20 +203,12 @@ def gateway_killed(site: Site, dice: Random) -> Flow:
     return flows
 
 
-def gateway_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
-    victim, fault_s = site.await_busy_gateway(dice), monotonic()
-    victim.freeze()
-    try:
-        flows = site.flow(fault_s)
-        time.sleep(max(0.0, fault_s + seconds - monotonic()))
-    finally:
-        victim.thaw()
-    site.flow(monotonic())
-    return flows
+def gateway_frozen(site: Site, dice: Random) -> Flow:
+    return frozen(site, site.await_busy_gateway(dice))
 
 
 def gateway_frozen_beyond_its_lease(site: Site, dice: Random) -> Flow:
-    return gateway_frozen(site, dice, REPLICA_LEASE_S + 1.5)
+    return frozen(site, site.await_busy_gateway(dice), REPLICA_LEASE_S + 1.5)
 
 
 # The store
