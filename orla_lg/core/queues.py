@@ -289,7 +289,7 @@ class BackendQueue:
     kept_back: int = 0
     """Places that nothing is granted: requests that another core granted may be in them (``serve.link.orphans``)."""
     hushed: bool = False
-    """Nothing is granted for a moment: a report of the engine's load is to count no call on its way (the same)."""
+    """Nothing is granted for a moment: the engine's reports are to count no call on its way (``serve.link.hush``)."""
     granted: int = 0
     extra: int = 0
     refused: int = 0

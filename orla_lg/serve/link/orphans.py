@@ -28,12 +28,12 @@ from math import inf
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.messages import RENEW_S
 from orla_lg.link.whereabouts import is_gone
 from orla_lg.serve.link.hosted import HostedCall
+from orla_lg.serve.link.hush import Hush
 from orla_lg.serve.link.roster import Listed, Replica
 
 log = logging.getLogger("orla_lg")
@@ -59,14 +59,6 @@ QUIET_S = 1.5 * RENEW_S
 AGREEING = 2
 """So many reports must show that a call is gone."""
 
-HUSH_AFTER_S = (3.0, 12.0)
-"""Places that are at stake so long, while calls wait for them, are worth a hush; the next comes twice as late, until
-so late: an engine at work for a lost replica is then idle for less than a tenth of the time."""
-
-HUSH_S = 2.0
-"""Nothing is granted at an engine so long at most; ``AGREEING`` clear reports end a hush, mostly after a second.
-Where calls are so short that in nearly each report one has just ended, most have ended by then."""
-
 LOST = "the replica of the call was lost"
 
 
@@ -74,6 +66,7 @@ LOST = "the replica of the call was lost"
 class _Watched:
     """An engine that may be busy with requests of lost replicas."""
 
+    hush: Hush
     since_s: dict[int, float] = field(default_factory=dict)
     """By arrival number, when a call was first seen to have a grant there."""
     orphans: frozenset[HostedCall] = frozenset()
@@ -84,11 +77,6 @@ class _Watched:
     """The ``AGREEING`` lowest of these figures."""
     kept_s: float = 0.0
     """Since when places are kept back there."""
-    hush_at_s: float = inf
-    """When nothing is granted there for a moment, if calls wait then."""
-    hush_after_s: float = HUSH_AFTER_S[0]
-    clear: int = 0
-    """Reports since the hush began that count no call on its way, and none that ended since."""
 
     def settled(self, at_s: float) -> set[int]:
         """Return the calls that were granted so long before a moment that they were at the engine then."""
@@ -166,7 +154,6 @@ class Orphans:
             self._leave(name)
         for name in wanted:
             self._watch(name, now)
-            self._hush(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
                 replica.over_s is not None and now >= replica.over_s + self._bound_s(call.inflight.backend)
@@ -243,7 +230,7 @@ class Orphans:
             with scheduler.changing():
                 scheduler.queue.kept_back = max(0, scheduler.queue.kept_back - places)
             if not self._at_stake(backend):
-                self._end_hush(scheduler)
+                self._watched[backend].hush.end(self._serving.clock())
 
     # What engines say
 
@@ -253,48 +240,19 @@ class Orphans:
         if scheduler is None or scheduler.load is None:
             return
         scheduler.load.wanted(scheduler.health.probe, often=True)
-        watched = self._watched.setdefault(backend, _Watched())
+        watched = self._watched.get(backend)
+        if watched is None or watched.hush.scheduler is not scheduler:  # replaced by a reload: it is another engine
+            watched = self._watched[backend] = _Watched(Hush(scheduler))
         watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
+        watched.hush.look(now, at_stake=self._at_stake(backend), tells=bool(watched.latest))
 
     def _leave(self, backend: str) -> None:
         """Watch an engine no more."""
-        del self._watched[backend]
-        if (scheduler := self._serving.schedulers.get(backend)) is not None:
-            self._end_hush(scheduler)
-
-    def _hush(self, backend: str, now: float) -> None:
-        """Begin a hush where places are at stake for long, and end one that lasts too long.
-
-        A busy engine of many places begins a call in nearly each half-second, and then no report counts none on its
-        way. A report from within the hush does, so that the figure is right, not only high enough.
-        """
-        watched, scheduler = self._watched.get(backend), self._serving.schedulers.get(backend)
-        if watched is None or scheduler is None:
-            return
-        queue = scheduler.queue
-        if not self._at_stake(backend):
-            self._end_hush(scheduler)
-            watched.hush_at_s, watched.hush_after_s = inf, HUSH_AFTER_S[0]
-        elif queue.hushed:
-            if now >= watched.hush_at_s + HUSH_S:
-                self._end_hush(scheduler)
-                watched.hush_at_s = now + watched.hush_after_s
-        elif watched.hush_at_s == inf:
-            watched.hush_at_s = now + watched.hush_after_s
-        elif now >= watched.hush_at_s and queue.waiting and watched.latest:
-            with scheduler.lock:
-                queue.hushed = True
-            watched.hush_at_s, watched.clear = now, 0
-            watched.hush_after_s = min(2 * watched.hush_after_s, HUSH_AFTER_S[1])
+        self._watched.pop(backend).hush.end(self._serving.clock())
 
     def _at_stake(self, backend: str) -> bool:
         """Whether an engine's reports decide anything."""
         return bool(self._serving.schedulers[backend].queue.kept_back or self._orphans(backend))
-
-    def _end_hush(self, scheduler: BackendScheduler) -> None:
-        if scheduler.queue.hushed:
-            with scheduler.changing():
-                scheduler.queue.hushed = False
 
     def _told(self, backend: str, stats: EngineStats) -> None:
         """Take in an engine's report; called in the background's thread."""
@@ -319,11 +277,7 @@ class Orphans:
         others = len(settled & granted - self._doubted(backend))
         watched.take(frozenset(call for _, call in self._orphans(backend)), max(0, at_engine - others))
         self._judge(backend)
-        if scheduler.queue.hushed and asked_s >= watched.hush_at_s + SETTLED_S and settled <= granted:
-            watched.clear += 1
-            if watched.clear >= AGREEING:
-                self._end_hush(scheduler)
-                watched.hush_at_s = self._serving.clock() + watched.hush_after_s
+        watched.hush.reported(self._serving.clock(), asked_s, SETTLED_S, ended_since=not settled <= granted)
 
     def _judge(self, backend: str) -> None:
         """Give back as much of what is counted for lost replicas as reports show to be gone."""
