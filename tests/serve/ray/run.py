@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,12 +44,23 @@ def raise_loopback() -> None:
         fcntl.ioctl(asked, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
 
 
+def own_temporary_folder() -> None:
+    """Have an empty ``/tmp`` in a new mount namespace; a checkout that lies in it is there still."""
+    made = tempfile.mkdtemp()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", made], check=True)
+    if ROOT.is_relative_to("/tmp"):
+        (again := Path(made) / ROOT.relative_to("/tmp")).mkdir(parents=True)
+        subprocess.run(["mount", "--rbind", ROOT, again], check=True)
+    subprocess.run(["mount", "--move", made, "/tmp"], check=True)
+    os.chdir(ROOT)
+
+
 def inside(options: list[str]) -> int:
     """Run the tests in the namespaces that were made."""
     import pytest
 
     raise_loopback()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
+    own_temporary_folder()
     home = Path("/tmp/home")
     home.mkdir()
     for name in [each for each in os.environ if each.startswith(("RAY_", "ORLA_")) and each != INSIDE]:
