@@ -235,11 +235,12 @@ def in_a_network_of_its_own() -> int | None:
 
 
 def furnish() -> None:
-    """Have the new network's one interface up, and a /tmp of its own for Ray's files."""
+    """Have the new network's one interface up, and a folder of its own for Ray's files."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         fcntl.ioctl(asked, 0x8914, struct.pack("16sH14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
-    os.environ["HOME"] = os.environ["XDG_STATE_HOME"] = "/tmp"
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True)
+    os.environ["HOME"] = os.environ["XDG_STATE_HOME"] = "/tmp/ray"
 
 
 if __name__ == "__main__":
