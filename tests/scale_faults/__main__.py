@@ -78,7 +78,7 @@ def works(args: argparse.Namespace) -> list[Work]:
     ]
     if not args.no_controls:
         found += [
-            Work(name, kind, 1 if args.one else kind.times, args.seed, is_control=True)
+            Work(name, kind, kind.times, args.seed, is_control=True)
             for name, kind in chosen(CONTROLS, args, FIRST[:1] if args.few else FIRST)
         ]
     return found
@@ -96,7 +96,10 @@ def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
         for each in (*found.row.stalls, *found.wrong()):
             tell(f"WRONG: {each}", last=True)
 
-    tick = bar(f"faults on {args.store}, at {args.sites} sites at once", sum(work.times for work in planned))
+    tick = bar(
+        f"faults on {args.store}, at {args.sites} sites at once",
+        sum(1 if work.is_control else work.times for work in planned),
+    )
     making = Run(planned, args.sites, opened, tick, came)
     is_whole = making.run()
     founds = [making.found[work.name] for work in planned if work.name in making.found]

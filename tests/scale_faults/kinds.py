@@ -34,7 +34,7 @@ class Kind:
 
     make: Fault
     times: int
-    """In a whole run."""
+    """In a whole run; of a control, at most."""
     long_s: float = SOME_S
     """What calls take at the engine that they fill."""
     may_end_with: frozenset[str] = frozenset()

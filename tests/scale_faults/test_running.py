@@ -139,6 +139,25 @@ def test_a_control_is_wrong_where_the_bound_holds() -> None:
     ]  # fmt: skip
 
 
+def test_a_control_is_made_until_it_breaks_a_bound(sites: list[FakeSite], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch(FakeWatch):
+        def note(self) -> None:
+            self.row.most = {"main": 9 if len(times) == 3 else 8}
+
+        end = note
+
+    times: list[int] = []
+
+    def breaks_at_last(site: Any, dice: Random) -> Flow:
+        times.append(1)
+        return Flow(1.0, 1.0)
+
+    monkeypatch.setattr(running, "Watch", Watch)
+    run = made(sites, [Work("control", Kind(breaks_at_last, 5), 5, is_control=True)])
+    assert run.run() and len(times) == 3
+    assert run.found["control"].wrong() == []
+
+
 def test_rows_of_two_sites_are_one() -> None:
     row = Row("k", 2, 10, 1, lost=1, most={"main": 7}, flows=[Flow(1.0, 1.0)])
     row.add(Row("k", 1, 5, 0, twice=1, most={"main": 8, "quick": 3}, flows=[Flow(2.0, 2.0)], stalls=["x"]))
