@@ -34,6 +34,8 @@ CLOSED = "http://127.0.0.1:9/v1"
 """The discard port: nothing listens."""
 LEAST_SHARE = 0.9
 """Of the rate asked for."""
+MOST_CORES = 0.93
+"""One interpreter has one core: where a load takes nearly all of it, open runs pile up, and nothing is flat."""
 
 
 def main() -> int:
@@ -52,9 +54,10 @@ def main() -> int:
         )  # fmt: skip
         orla.subscribe(account.hear)
         load = Load(graphs, orla, account, rate=asked.rate, seed=asked.seed)
-        begun = time.monotonic()
+        begun, used_s = time.monotonic(), time.process_time()
         stopped = _drive(load, account, asked.minutes * 60.0)
         seconds = time.monotonic() - begun
+        share = (time.process_time() - used_s) / seconds
         stuck, now, fault = load.wait(), orla.statistics(), _integrity(orla)
         orla.close()
         load.close()
@@ -66,6 +69,7 @@ def main() -> int:
             *kept(account), *flat(account.samples), *idle(now, stuck, _written(records), account.counts["records"]),
             Check("the core's own account", fault or "in order", "in order", not fault),
             Check("calls a second", f"{rate:.1f}", f"at least {least:.1f}", rate >= least),
+            Check("CPU, in cores", f"{share:.2f}", f"at most {MOST_CORES}; else less --rate", share <= MOST_CORES),
             most("open files", str(after.files), after.files, before.files, 6),
             most("threads", names, after.threads, before.threads, 2),
         ]  # fmt: skip
