@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Self
 
 import psutil
@@ -27,8 +28,19 @@ import psutil
 from tests.scale_faults.account import Call
 from tests.serve_kills.processes import PATIENCE_S, ROOT, Process
 
+_PORTS = SystemRandom()
+
 OVER = threading.Event()
 """Set where the run is stopped: nothing is waited for any more."""
+
+
+def free_port() -> int:
+    """Return a loopback port for a server that begins later, none of those that the system gives to connections."""
+    while True:
+        port = _PORTS.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Stall(AssertionError):

@@ -11,9 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
-from orla_lg_llamacpp.embedded import free_port
 from tests.scale_faults.account import Call, Flow, Row, flow
-from tests.scale_faults.processes import Caller, Redis, Server, until
+from tests.scale_faults.processes import Caller, Redis, Server, free_port, until
 from tests.scripted_engine import MODEL
 from tests.serve_kills.processes import PATIENCE_S, Engine
 from tests.serve_kills.relays import Relay, Relays
