@@ -147,3 +147,22 @@ def test_calls_of_a_replica_that_is_away_are_not_known_to_be_at_the_engine(world
     engine.lost = 0
     world.settle(6.0)
     assert not core.host.replicas, "both are gone, by what the engine runs"
+
+
+def test_a_backend_that_is_removed_in_a_hush_is_not_left_in_it(world: World) -> None:
+    engine = Telling()
+    core = Core(world, backends={Backend("a", "http://a/v1", max_concurrency=3): engine}, replica_lease_s=LEASE_S)
+    core.start()
+    lost = Replica(world, "lost")
+    lost.connect(core)
+    lost.tell(enter("c1"))
+    engine.lost = 1
+    Busy(world, engine, core, 6, 1.0, 0)
+    lost.drop()
+    scheduler = core.serving.schedulers["a"]
+    while not scheduler.queue.hushed:
+        world.settle(0.1)
+    del core.serving.schedulers["a"]
+    world.settle(1.0)
+    assert not scheduler.queue.hushed
+    core.serving.schedulers["a"] = scheduler

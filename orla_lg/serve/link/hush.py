@@ -13,21 +13,23 @@ from orla_lg.core.scheduler import BackendScheduler
 
 AFTER_S = (3.0, 12.0)
 """Places that are at stake so long, while calls wait for them, are worth a hush; the next comes twice as late, until
-so late: an engine at work for a lost replica is then idle for less than a tenth of the time."""
+so late: an engine at work for a lost replica is then granted nothing for a seventh of the time at most."""
 
 LASTS_S = 2.0
-"""A hush lasts so long at most; ``ENOUGH`` clear reports end it, mostly after a second. Where calls are so short that
-in nearly each report one has just ended, most have ended by then."""
-
-ENOUGH = 2
-"""So many clear reports end a hush."""
+"""A hush lasts so long at most; clear reports end it, mostly after a second. Where calls are so short that in nearly
+each report one has just ended, most have ended by then."""
 
 
 class Hush:
-    """The hushes at one engine. Of the loop's thread."""
+    """The hushes at one engine. Of the loop's thread.
 
-    def __init__(self, scheduler: BackendScheduler) -> None:
-        self.scheduler = scheduler
+    Args:
+        scheduler: The engine's.
+        enough: So many clear reports end a hush.
+    """
+
+    def __init__(self, scheduler: BackendScheduler, enough: int) -> None:
+        self.scheduler, self._enough = scheduler, enough
         self._at_s = inf
         """When the next one begins, or when the present one began."""
         self._after_s = AFTER_S[0]
@@ -64,7 +66,7 @@ class Hush:
         """Take in that a report came that was asked for then; it is clear if all calls had settled by that time."""
         if self.is_on and asked_s >= self._at_s + settles_s and not ended_since:
             self._clear += 1
-            if self._clear >= ENOUGH:
+            if self._clear >= self._enough:
                 self.end(now)
 
     def end(self, now: float) -> None:

@@ -236,13 +236,15 @@ class Orphans:
 
     def _watch(self, backend: str, now: float) -> None:
         """Have an engine asked for its load, and note what is granted there."""
-        scheduler = self._serving.schedulers.get(backend)
+        scheduler, watched = self._serving.schedulers.get(backend), self._watched.get(backend)
+        if watched is not None and watched.hush.scheduler is not scheduler:  # removed, or another one by a reload
+            self._leave(backend)
         if scheduler is None or scheduler.load is None:
             return
         scheduler.load.wanted(scheduler.health.probe, often=True)
         watched = self._watched.get(backend)
-        if watched is None or watched.hush.scheduler is not scheduler:  # replaced by a reload: it is another engine
-            watched = self._watched[backend] = _Watched(Hush(scheduler))
+        if watched is None:
+            watched = self._watched[backend] = _Watched(Hush(scheduler, AGREEING))
         watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
         watched.hush.look(now, at_stake=self._at_stake(backend), tells=bool(watched.latest))
 
