@@ -2,6 +2,7 @@
 
     make soak                                    ten minutes at 80 calls a second; run it alone
     make soak SOAK='--minutes 1 --rate 20'
+    python -m bench.soak --bare                  the same graph without us: what memory and files do by themselves
     python -m bench.soak --control leak          must fail: it shows that the checks see
 
 The engine is a process of its own that fails as each prompt says, so every fault is planned: connections refused,
@@ -20,11 +21,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.lib import flags
 from bench.lib.command import ended, parser, tell
 from bench.lib.engines import started
-from bench.soak.account import Check, UsageAccount, flat, idle, kept, most, show
+from bench.soak.account import Check, UsageAccount, flat, idle, kept, most, show, zero
 from bench.soak.load import Load
 from bench.soak.workflows import Graphs
 from orla_lg import Backend, Orla
@@ -41,44 +43,74 @@ MOST_CORES = 0.93
 def main() -> int:
     """Run, and return the exit status."""
     asked = options()
-    account = UsageAccount(swallow=200 if asked.control == "lose" else 0)
+    account = UsageAccount(swallow=200 if asked.control == "lose" else 0, bare=asked.bare)
     with started("bench.soak.engine") as url, tempfile.TemporaryDirectory(prefix="soak-") as folder:
         records = Path(folder) / "records.jsonl"
         graphs = Graphs(url, hidden=50 if asked.control == "fault" else 0, hold=20 if asked.control == "leak" else 0)
         before = account.sample()
         account.samples.clear()
+        if asked.bare:
+            return _bare(asked, graphs, account)
         orla = Orla(
             [Backend("main", url, model="stub-model"), Backend("gone", CLOSED, model="stub-model")],
             mapper={"over": ["gone", "main"], "gone": "gone", "*": "main"}, keep_records=500, records_file=records,
             control=False,
         )  # fmt: skip
         orla.subscribe(account.hear)
-        load = Load(graphs, orla, account, rate=asked.rate, seed=asked.seed)
-        begun, used_s = time.monotonic(), time.process_time()
-        stopped = _drive(load, account, asked.minutes * 60.0)
-        seconds = time.monotonic() - begun
-        share = (time.process_time() - used_s) / seconds
+        load = Load(graphs, orla.wrap(graphs.graph), account, rate=asked.rate, seed=asked.seed)
+        driven = _drive(load, account, asked.minutes * 60.0)
         stuck, now, fault = load.wait(), orla.statistics(), _integrity(orla)
         orla.close()
         load.close()
         after = account.sample()
         account.samples.pop()
-        rate, least = account.counts["records"] / seconds, LEAST_SHARE * asked.rate
         names = ", ".join(thread.name for thread in threading.enumerate())
         checks = [
             *kept(account), *flat(account.samples), *idle(now, stuck, _written(records), account.counts["records"]),
             Check("the core's own account", fault or "in order", "in order", not fault),
-            Check("calls a second", f"{rate:.1f}", f"at least {least:.1f}", rate >= least),
-            Check("CPU, in cores", f"{share:.2f}", f"at most {MOST_CORES}; else less --rate", share <= MOST_CORES),
+            *_kept_up(account, driven, asked.rate),
             most("open files", str(after.files), after.files, before.files, 6),
             most("threads", names, after.threads, before.threads, 2),
         ]  # fmt: skip
-        show(account, checks, f"{seconds:.0f} s{', stopped early' if stopped else ''}")
-        return 1 if not all(check.good for check in checks) else 130 if stopped else 0
+        return _told(account, checks, driven)
 
 
-def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
-    """Keep the load up for so long; returns whether Ctrl-C ended it."""
+def _bare(asked: argparse.Namespace, graphs: Graphs, account: UsageAccount) -> int:
+    """Run the same load without us: its memory is LangGraph's, the SDK's and the allocator's."""
+    load = Load(graphs, graphs.graph, account, rate=asked.rate, seed=asked.seed)
+    driven = _drive(load, account, asked.minutes * 60.0)
+    stuck = load.wait()
+    load.close()
+    checks = [*flat(account.samples), zero("runs that did not end", stuck), *_kept_up(account, driven, asked.rate)]
+    return _told(account, checks, driven)
+
+
+class Driven(NamedTuple):
+    """A load that was kept up: seconds, CPU in cores, and whether Ctrl-C ended it."""
+
+    seconds: float
+    cores: float
+    stopped: bool
+
+
+def _kept_up(account: UsageAccount, driven: Driven, asked_rate: float) -> list[Check]:
+    rate, least = account.counts["records"] / driven.seconds, LEAST_SHARE * asked_rate
+    return [
+        Check("calls a second", f"{rate:.1f}", f"at least {least:.1f}", rate >= least),
+        Check("CPU, in cores", f"{driven.cores:.2f}", f"at most {MOST_CORES}; else less --rate",
+              driven.cores <= MOST_CORES),
+    ]  # fmt: skip
+
+
+def _told(account: UsageAccount, checks: list[Check], driven: Driven) -> int:
+    """Print the account; return the exit status."""
+    show(account, checks, f"{driven.seconds:.0f} s{', stopped early' if driven.stopped else ''}")
+    return 1 if not all(check.good for check in checks) else 130 if driven.stopped else 0
+
+
+def _drive(load: Load, account: UsageAccount, seconds: float) -> Driven:
+    """Keep the load up for so long."""
+    used_s, stopped = time.process_time(), False
     begun = shown_s = sampled_s = time.monotonic()
     try:
         while (now := time.monotonic()) < begun + seconds:
@@ -93,9 +125,12 @@ def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
             time.sleep(max(0.0, min(load.next_s, sampled_s + SAMPLE_S) - time.monotonic()))
     except KeyboardInterrupt:
         tell("stopped; waiting for the runs under way", last=True)
-        return True
-    _show(account, seconds, seconds, last=True)
-    return False
+        stopped = True
+    taken_s = time.monotonic() - begun
+    cores = (time.process_time() - used_s) / taken_s
+    if not stopped:
+        _show(account, taken_s, seconds, last=True)
+    return Driven(taken_s, cores, stopped)
 
 
 def _show(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False) -> None:
@@ -130,6 +165,7 @@ def options() -> argparse.Namespace:
     add("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
     add("--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)")
     add("--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)")
+    add("--bare", action="store_true", help="the same graph without us, as a control of what its memory does")
     add("--control", choices=("leak", "lose", "fault"),
         help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls "
         "meet faults that no plan has")  # fmt: skip

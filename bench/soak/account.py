@@ -36,13 +36,14 @@ class Sample:
 class UsageAccount:
     """What was begun, what came of it, and what does not fit; safe for threads.
 
-    One record in *swallow* is not counted, for the control that must fail; 0: all are.
+    One record in *swallow* is not counted, for the control that must fail; 0: all are. A *bare* graph has no records:
+    its calls count in their place, and its runs are not judged.
     """
 
-    def __init__(self, *, swallow: int = 0) -> None:
+    def __init__(self, *, swallow: int = 0, bare: bool = False) -> None:
         self.open, self.samples, self.counts = dict[str, Run](), list[Sample](), Counter[str]()
         self.oddities, self._ended = deque[str](maxlen=10), deque[Run]()
-        self._swallow, self._lock, self._process = swallow, threading.Lock(), psutil.Process()
+        self._bare, self._swallow, self._lock, self._process = bare, swallow, threading.Lock(), psutil.Process()
 
     def begin(self, run: Run) -> None:
         """Note a run."""
@@ -78,9 +79,19 @@ class UsageAccount:
             while self._ended and (self._ended[0].ended_s or 0.0) <= until_s:
                 run = self._ended.popleft()
                 del self.open[run.id]
-                self._judge(run)
+                if self._bare:
+                    self._counted(run)
+                else:
+                    self._judge(run)
                 settled.append(run)
         return settled
+
+    def _counted(self, run: Run) -> None:
+        """Count what a bare run called."""
+        calls = len(run.begun)
+        self.counts["calls"] += calls
+        self.counts["records"] += calls
+        self.counts["cancelled" if run.cancelled else "done" if run.error is None else "failed"] += 1
 
     def _judge(self, run: Run) -> None:
         self.counts["calls"] += len(run.begun)

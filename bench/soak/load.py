@@ -14,7 +14,6 @@ from typing import Any
 
 from bench.soak.account import STUCK_S, UsageAccount
 from bench.soak.workflows import FORMS, PLANS, Edge, Graphs, Run, draw_plan
-from orla_lg import Orla
 
 CALLS_OF_RUN = 8.8
 """On the average, with those that end early; what makes runs out of a rate of calls."""
@@ -25,12 +24,12 @@ WORKERS = 64
 
 
 class Load:
-    """Begins runs at the rate that is asked for."""
+    """Begins runs of *graph*, which is that of *graphs*, wrapped or bare, at the rate that is asked for."""
 
-    def __init__(self, graphs: Graphs, orla: Orla, account: UsageAccount, *, rate: float, seed: int) -> None:
+    def __init__(self, graphs: Graphs, graph: Any, account: UsageAccount, *, rate: float, seed: int) -> None:
         self.next_s = time.monotonic()
         self._graphs, self._account = graphs, account
-        self._graph = orla.wrap(graphs.graph)
+        self._graph = graph
         self._pause_s = CALLS_OF_RUN / rate
         self._dice = random.Random(seed)
         self._number = 0

@@ -28,7 +28,7 @@ KEY_SUFFIX = ".key"
 KEY_TRIES, KEY_PAUSE_S = 20, 0.005
 """Another process that makes the key has written it by then."""
 
-KNOWN = 65_536
+KNOWN = 16_384
 """Pieces that are known to stand in the file; with more, all are written again."""
 
 DIGITS = 6
@@ -48,8 +48,8 @@ class Shapes:
         self._key_id = ""
         self.process = secrets.token_hex(4)
         """Tells the times of one process's clock from those of another's."""
-        self._known: dict[int, str] = {}
-        """Of pieces that stand in the file, by their hash among us, the one in the file."""
+        self._known = set[int]()
+        """Pieces that stand in the file, by their hash among us."""
 
     def forget(self) -> None:
         """Take no piece as written: lines were lost."""
@@ -85,11 +85,15 @@ class Shapes:
         tail: list[list[Any]] = []
         for index in range(begin, len(pieces)):
             hashed, chars = pieces[index]
-            known[hashed] = named = self._keyed(hashed)
+            known.add(hashed)
+            named = self._keyed(hashed)
             tail.append([named, chars, 1] if call.ask.is_answer(index) else [named, chars])
         made: dict[str, Any] = {"key": self._key_id, "tail": tail}
         if begin:
-            made |= {"after": known[pieces[begin - 1][0]], "after_chars": sum(chars for _, chars in pieces[:begin])}
+            made |= {
+                "after": self._keyed(pieces[begin - 1][0]),
+                "after_chars": sum(chars for _, chars in pieces[:begin]),
+            }
         return made
 
     def _keyed(self, hashed: int) -> str:
