@@ -18,7 +18,6 @@ from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Probe, concurrency_of
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.memory.events import CacheAction, Doing, Verb
-from orla_lg.core.memory.verbs import VERBS
 from orla_lg.core.operation.statistics import BackendStatistics, statistics_of
 from orla_lg.core.prefetch.prefetcher import Prefetcher
 from orla_lg.core.queues import BackendQueue, Policies, Queued
@@ -106,12 +105,6 @@ class BackendScheduler:
         self.prefetcher.look_soon()
         if granted:
             wake(granted)
-
-    def warmed(self) -> None:
-        """Go on after a prefetch, and catch up on what had to wait for it."""
-        with self.lock:
-            self.cache.tidy()
-        self.go_on()
 
     def enter(self, call: Call, *, order: int | None, running: bool, holds_grant: bool) -> Queued:
         """Queue a call, and grant the calls that may go now; the returned entry may be granted already.
@@ -230,12 +223,8 @@ class BackendScheduler:
         if action.verb is Verb.WARM:
             self.prefetcher.wish(action)
             return
-        meaning = VERBS[action.verb]
         with self.lock:
-            if meaning.forgets:
-                self.prefetcher.forget(action.workflow)
-            if meaning.releases:
-                self.prefetcher.dismiss(action.workflow)
+            self.prefetcher.heed(action)
             cache = self.cache
             order_log = cache.apply(action)
             granted = () if action.verb is Verb.PIN else self._pump()  # a pin gives no place up

@@ -30,6 +30,7 @@ from orla_lg.core.engine.backend import Directions, Effect, price
 from orla_lg.core.engine.capabilities import Warmable, Warmed
 from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory.events import CacheAction, SplitPrompt, Verb
+from orla_lg.core.memory.verbs import VERBS
 from orla_lg.core.prefetch.book import PrefetchBook, Prefetched, SkipReason, WarmStatistics, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
 from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, PrefetchValue, RequestKey
@@ -152,6 +153,14 @@ class Prefetcher:
         ours = under_way.request.key in late
         if ours or not self.value.has_room(entering=1):
             self.give_up(again=not ours)
+
+    def heed(self, action: CacheAction) -> None:
+        """Drop what is of no use once a policy's order is carried out."""
+        meaning = VERBS[action.verb]
+        if meaning.forgets:
+            self.forget(action.workflow)
+        if meaning.releases:
+            self.dismiss(action.workflow)
 
     def dismiss(self, workflow: str) -> None:
         """Drop and give up what was requested for a workflow when its cache may go."""
@@ -347,7 +356,9 @@ class Prefetcher:
                 elif request.stage is not None:
                     self.prompts.unfit(request.stage, prompt.ask.scope)
         self._announce()
-        self._scheduler.warmed()
+        with self._scheduler.changing():
+            self._scheduler.cache.tidy()  # what had to wait for it
+        self.look_soon()
 
     def _count(self, under_way: Prefill, usage: Usage) -> None:
         had = usage.cached_tokens or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class PrefetchedEngine(Protocol):
     """What the engine says of its load; ``None`` where it says nothing."""
     speed_meter: SpeedMeter
 
-    def warmed(self) -> None:
-        """Go on after a prefetch; takes the lock."""
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock for a change; the calls that may go after it are granted and woken."""
         ...
 
 
