@@ -109,7 +109,7 @@ def sound_again(site: Site) -> None:
 CONTROLS: dict[str, Kind] = {
     "control: nothing waits for the roster": Kind(no_roster, 5, LONG_S),
     "control: a fixed grace of 1 s": Kind(fixed_grace, 5, LONG_S),
-    "control: hang-ups are not waited for": Kind(hang_ups_forgotten, 5, 3.0, apart=False),
+    "control: hang-ups are not waited for": Kind(hang_ups_forgotten, 8, 3.0, apart=False),
     "control: a core heeds no lease": Kind(no_lease, 1, LONG_S, CUT_OFF),
     "control: a replica heeds no epoch": Kind(any_epoch, 1, LONG_S, CUT_OFF),
     "control: a Redis that forgot is believed": Kind(believed_though_it_forgot, 2, LONG_S, CUT_OFF, needs_redis=True),
